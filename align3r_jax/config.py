@@ -1,0 +1,183 @@
+"""Settings as frozen dataclasses; the defaults are what `experiments.reconstruct` runs.
+
+A config prints itself, is written beside every result and rebuilds the run from its dictionary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkConfig:
+    """The pairwise network (Align3R; DUSt3R and MonST3R when `prior_branch` is off).
+
+    Defaults: ViT-L 512 DPT. Names follow CroCo v2.
+    """
+
+    enc_embed_dim: int = 1024
+    enc_depth: int = 24
+    enc_num_heads: int = 16
+    dec_embed_dim: int = 768
+    dec_depth: int = 12
+    dec_num_heads: int = 12
+    mlp_ratio: int = 4
+    patch_size: int = 16
+    rope_base: float = 100.0
+    img_size: int = 512  # long side (512 rule) or short side (224 rule) of the working size
+    prior_branch: bool = True
+    # Input of the prior branch: "minmax" as Align3R (three axes in [0, 1]); "ray" for the small
+    # network (x / z, y / z, log z minus its median over the frame).
+    prior_encoding: Literal["minmax", "ray"] = "minmax"
+    head: Literal["dpt", "linear"] = "dpt"
+    # "direct": Align3R. "anchored": points = prior point map * exp(s) + depth * offset (small network).
+    output: Literal["direct", "anchored"] = "direct"
+    depth_mode: Literal["exp", "linear", "square"] = "exp"
+    conf_mode: Literal["exp", "sigmoid"] = "exp"
+    conf_min: float = 1.0
+    conf_max: float = float("inf")
+    dpt_layer_dims: tuple[int, int, int, int] = (96, 192, 384, 768)
+    dpt_feature_dim: int = 256
+    dpt_last_dim: int = 128
+
+    @property
+    def num_prior_blocks(self) -> int:
+        """Self-attention blocks of the prior branch (4 for 12 decoder blocks)."""
+        return self.dec_depth // 2 - 2 if self.prior_branch else 0
+
+    @property
+    def dpt_hooks(self) -> tuple[int, int, int, int]:
+        return (0, self.dec_depth * 2 // 4, self.dec_depth * 3 // 4, self.dec_depth)
+
+
+NETWORK_PRESETS: dict[str, NetworkConfig] = {
+    "dust3r_vitl_512_dpt": NetworkConfig(prior_branch=False),
+    "dust3r_vitl_224_linear": NetworkConfig(prior_branch=False, head="linear", img_size=224),
+    "monst3r_vitl_512_dpt": NetworkConfig(prior_branch=False),
+    "align3r_vitl_512_dpt": NetworkConfig(),
+    "tiny_align3r": NetworkConfig(
+        enc_embed_dim=96, enc_depth=4, enc_num_heads=6, dec_embed_dim=64, dec_depth=8,
+        dec_num_heads=2, dpt_layer_dims=(12, 24, 48, 96), dpt_feature_dim=32, dpt_last_dim=16,
+    ),
+    "tiny_dust3r_dpt": NetworkConfig(
+        enc_embed_dim=96, enc_depth=4, enc_num_heads=6, dec_embed_dim=64, dec_depth=8,
+        dec_num_heads=2, dpt_layer_dims=(12, 24, 48, 96), dpt_feature_dim=32, dpt_last_dim=16,
+        prior_branch=False,
+    ),
+    "tiny_dust3r_linear": NetworkConfig(
+        enc_embed_dim=96, enc_depth=4, enc_num_heads=6, dec_embed_dim=64, dec_depth=8,
+        dec_num_heads=2, prior_branch=False, head="linear",
+    ),
+    # The shipped network: at most 8 M parameters, works with and without a prior.
+    "align3r_small": NetworkConfig(
+        enc_embed_dim=192, enc_depth=6, enc_num_heads=6, dec_embed_dim=192, dec_depth=6,
+        dec_num_heads=6, img_size=224, prior_encoding="ray", output="anchored",
+        dpt_layer_dims=(24, 48, 96, 192), dpt_feature_dim=48, dpt_last_dim=32,
+    ),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class PairConfig:
+    """Which pairs are predicted. `graph` is a string of the reference (`swinstride-5-noncyclic`).
+
+    mode: "flat" = one graph over all frames; "hierarchical" = key frames, then clips;
+    "auto" = hierarchical above `flat_max_frames`.
+    """
+
+    graph: str = "swinstride-5-noncyclic"
+    symmetrize: bool = True
+    mode: Literal["auto", "flat", "hierarchical"] = "auto"
+    flat_max_frames: int = 32
+    clip_size: int = 10  # start value; the rule of the paper's code lowers it
+    clip_symmetric: bool = True  # H-sym (odd offsets, both directions) or H-half (all i < j)
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowConfig:
+    """Optical flow between frames.
+
+    consistency: "reference" (sum of components < 3 px) or "norm" (Euclidean).
+    """
+
+    source: str = "dis"  # dis, none, files:DIR
+    quality: Literal["medium", "high"] = "medium"
+    consistency: Literal["norm", "reference"] = "norm"
+    consistency_px: float = 1.0
+    min_consistent: float = 0.2  # pairs below have no flow term
+
+
+@dataclasses.dataclass(frozen=True)
+class AlignmentConfig:
+    """Global alignment. Defaults: Align3R's demo (variant F), with its defects fixed.
+
+    Every switch that departs from the reference implementation names the value for parity.
+    """
+
+    iterations: int = 300
+    lr: float = 0.01
+    lr_min: float = 1e-3
+    schedule: Literal["linear", "cosine"] = "linear"
+    distance: Literal["l1", "l2"] = "l1"  # Euclidean norm, or its square
+    confidence_weight: Literal["log", "sqrt", "m1", "id"] = "log"
+    shared_focal: bool = True
+    optimise_principal_point: bool = False
+    optimise_adaptors: bool = False
+    normalise_pair_scale: bool = True
+    base_scale: float = 0.5
+    focal_break: float = 20.0
+    adaptor_break: float = 20.0
+    min_confidence: float = 3.0  # PnP mask of the initialisation
+    smoothness_weight: float = 0.01
+    smoothness_translation_weight: float = 1.0
+    flow_weight: float = 0.01
+    flow_start: float = 0.1  # fraction of the iterations
+    flow_gate: float = 25.0  # the flow term is dropped while above; 0 = never
+    flow_pixel_cut: float = 50.0
+    flow_use_weight: bool = True  # weight by consistency; parity: False
+    depth_regulariser_weight: float = 0.0
+    motion_threshold: float = 0.35
+    motion_min_error_px: float = 1.0  # parity: 0
+    motion_mask_updates: int = 1  # recomputed from the current scene; parity: 0
+    stale_focal: bool = False  # parity: True
+    residual_over_scale: bool = False  # divide residuals by the pair scale (known poses)
+    join_rescale: bool = True  # hierarchical: carry the scale across clips; parity: False
+    clean: bool = True  # lower the confidence of points seen through
+    clean_tolerance: float = 0.001
+
+
+@dataclasses.dataclass(frozen=True)
+class ReconstructConfig:
+    """Everything `align3r_jax.reconstruct` needs beside the frames."""
+
+    predictor: Literal["auto", "network", "flow"] = "auto"
+    prior: str = "small"  # small, plane, none, files:DIR
+    pairs: PairConfig = PairConfig()
+    flow: FlowConfig = FlowConfig()
+    alignment: AlignmentConfig = AlignmentConfig()
+    pair_batch: int = 4  # pairs decoded together by a network
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    seed: int = 0
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Returns the config as nested plain dictionaries (JSON-able)."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(kind: type, values: dict[str, Any]) -> Any:
+    """Rebuilds a config of `kind`. Raises ValueError naming unknown keys."""
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise ValueError(f"Unknown {kind.__name__} settings {unknown}; known are {sorted(fields)}.")
+    built = {}
+    for name, value in values.items():
+        default = fields[name].default
+        if dataclasses.is_dataclass(default) and isinstance(value, dict):
+            value = from_dict(type(default), value)
+        elif isinstance(value, list):
+            value = tuple(value)
+        built[name] = value
+    return kind(**built)

@@ -1,0 +1,59 @@
+"""Shared fixtures: the golden folder, one CPU backend, a compile cache, absl flags parsed."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import jax
+import pytest
+from absl import flags
+
+jax.config.update("jax_platforms", os.environ.get("ALIGN3R_TEST_PLATFORM", "cpu"))
+_CACHE = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+if _CACHE:
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--golden",
+        default=str(Path(__file__).parent / "golden"),
+        help="folder of golden files (same names and formats as tests/golden)",
+    )
+
+
+def pytest_configure(config):
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["pytest"], known_only=True)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Slow tests run only when the -m expression asks for them."""
+    if "slow" in (config.option.markexpr or ""):
+        return
+    selected = [item for item in items if "slow" not in item.keywords]
+    deselected = [item for item in items if "slow" in item.keywords]
+    # A slow test named explicitly on the command line (file::test) is run.
+    if deselected and any("::" in argument for argument in config.args):
+        return
+    config.hook.pytest_deselected(items=deselected)
+    items[:] = selected
+
+
+@pytest.fixture(scope="session")
+def golden_dir(request) -> Path:
+    """The folder of golden files in use (`--golden=DIR`)."""
+    return Path(request.config.getoption("--golden"))
+
+
+@pytest.fixture(scope="session")
+def golden_weights(golden_dir):
+    """The module that fills parameters and images deterministically (`weights.py` of the folder)."""
+    path = golden_dir / "weights.py"
+    if not path.exists():
+        path = Path(__file__).parent / "golden" / "weights.py"
+    spec = importlib.util.spec_from_file_location("golden_weights", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
