@@ -31,7 +31,8 @@ class NetworkConfig:
     # network (x / z, y / z, log z minus its median over the frame).
     prior_encoding: Literal["minmax", "ray"] = "minmax"
     head: Literal["dpt", "linear"] = "dpt"
-    # "direct": Align3R. "anchored": points = prior point map * exp(s) + depth * offset (small network).
+    # "direct": Align3R. "anchored" (small network): points = prior point map * exp(s)
+    # + depth * offset.
     output: Literal["direct", "anchored"] = "direct"
     depth_mode: Literal["exp", "linear", "square"] = "exp"
     conf_mode: Literal["exp", "sigmoid"] = "exp"

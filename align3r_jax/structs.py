@@ -56,11 +56,12 @@ class Frames:
         """Returns self. Raises ValueError if shapes, types or names do not fit together."""
         _expect(
             self.images.ndim == 4 and self.images.shape[-1] == 3 and self.images.dtype == np.uint8,
-            f"Frames.images must be (T, H, W, 3) uint8, got {self.images.shape} {self.images.dtype}.",
+            "Frames.images must be (T, H, W, 3) uint8, got "
+            f"{self.images.shape} {self.images.dtype}.",
         )
         _expect(
             tuple(self.images.shape[1:3]) == self.size.working,
-            f"Frames.images are {self.images.shape[1:3]}, but the working size is {self.size.working}.",
+            f"Frames.images are {self.images.shape[1:3]}, the working size {self.size.working}.",
         )
         _expect(
             len(self.names) == len(set(self.names)) == len(self.times) == self.num_frames,
@@ -154,7 +155,7 @@ class OpticalFlow:
     name: str = struct.field(pytree_node=False, default="flow")
 
     def index_of(self, pairs: np.ndarray) -> np.ndarray:
-        """Returns (P,) int32: the field of each directed pair. Raises KeyError if one is missing."""
+        """Returns (P,) int32: the field of each directed pair. KeyError if one is missing."""
         position = {tuple(pair): k for k, pair in enumerate(self.pairs.tolist())}
         return np.array([position[tuple(pair)] for pair in np.asarray(pairs).tolist()], np.int32)
 
@@ -164,8 +165,8 @@ class AlignmentVariables:
     """Everything the aligner may change (`alignment` of the docs, parameters of §3 of the paper).
 
     log_depth: (T, H, W). frame_quaternion: (T, 4) x y z w, any length. frame_translation: (T, 3)
-    and pair_translation: (P, 3) are coded, sign(t) ln(1 + |t|). log_focal: (T,) or (1,) if shared,
-    focal_break * ln(focal). principal_point: (T, 2), 0 = image centre (W/2, H/2), in tens of pixels.
+    and pair_translation: (P, 3) are coded, sign(t) ln(1 + |t|). log_focal: (T,) or (1,) if
+    shared, focal_break * ln(focal). principal_point: (T, 2), tens of pixels from (W/2, H/2).
     pair_quaternion: (P, 4). pair_log_scale: (P,). pair_adaptor: (P, 2).
     """
 

@@ -49,7 +49,7 @@ def golden_dir(request) -> Path:
 
 @pytest.fixture(scope="session")
 def golden_weights(golden_dir):
-    """The module that fills parameters and images deterministically (`weights.py` of the folder)."""
+    """The module that fills parameters and images deterministically (`weights.py`)."""
     path = golden_dir / "weights.py"
     if not path.exists():
         path = Path(__file__).parent / "golden" / "weights.py"
