@@ -1,0 +1,82 @@
+"""What every script of `experiments` shares: errors as sentences, exit codes, the compile cache.
+
+    if __name__ == "__main__":
+        cli.run(main)
+
+| exit code | meaning |
+|---|---|
+| what `main` returns, 0 for None | done |
+| 1 | unknown, missing or malformed flags (absl names the flag) |
+| 2 | bad input (`UserError`), unreadable or unwritable files, a full disk: one sentence on stderr |
+| 130 | interrupted with Ctrl-C |
+
+Anything else is a defect of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+from absl import app
+
+from align3r_jax.errors import UserError
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+def run(main: Callable[[Sequence[str]], int | None]) -> None:
+    """Parses the flags, runs `main(argv)` and exits with the code of the table above."""
+
+    def guarded(argv: Sequence[str]) -> int:
+        try:
+            if len(argv) > 1:
+                raise UserError(
+                    f"Unexpected argument {argv[1]!r}: every setting is a flag, written "
+                    "--name=value (--help lists them)."
+                )
+            use_compile_cache()
+            return main(argv) or 0
+        except UserError as error:
+            print(f"Error: {error}", file=sys.stderr)
+            return USER_ERROR
+        except OSError as error:
+            # The system's own sentence (no space left, permission denied, not a directory).
+            print(f"Error: {_describe(error)}", file=sys.stderr)
+            return USER_ERROR
+        except KeyboardInterrupt:
+            print("Interrupted.", file=sys.stderr)
+            return INTERRUPTED
+
+    app.run(guarded)
+
+
+def use_compile_cache() -> None:
+    """Keeps compiled programs between runs, in `JAX_COMPILATION_CACHE_DIR` if that is set.
+
+    The default is `align3r_jax/xla` in the user's cache folder. JAX's own settings in the
+    environment win. The folder holds code that is run: it must belong to the user alone.
+    """
+    settings = {
+        "jax_compilation_cache_dir": str(_cache_folder()),
+        # JAX's default of 1 s skips most programs of this project.
+        "jax_persistent_cache_min_compile_time_secs": 0.2,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    for name, value in settings.items():
+        if name.upper() not in os.environ:
+            jax.config.update(name, value)
+
+
+def _cache_folder() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(root) / "align3r_jax" / "xla"
+
+
+def _describe(error: OSError) -> str:
+    reason = error.strerror or str(error)
+    return f"{error.filename}: {reason}." if error.filename else f"{reason}."
