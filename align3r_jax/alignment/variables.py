@@ -1,0 +1,228 @@
+"""What the aligner changes: codings of depth, cameras and pair similarities; what stays frozen.
+
+Frame n: depth D = exp(log_depth), focal f = exp(log_focal / focal_break), principal point
+(W/2, H/2) + 10 * principal_point, pose from a quaternion and a coded translation.
+Pair e maps its points x to the world by sigma_e (R_e (a_e * x) + T_e): the scale multiplies the
+translation as well. sigma_e = g exp(s_e), g = exp(ln base_scale - mean s): the geometric mean of
+all sigma_e is always `base_scale`, so the scene can neither shrink nor grow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from align3r_jax.config import AlignmentConfig
+from align3r_jax.errors import UserError
+from align3r_jax.geometry import rigid
+from align3r_jax.structs import AlignmentVariables
+
+Array = jax.Array
+
+PRINCIPAL_POINT_UNIT = 10.0  # pixels per unit of the variable
+
+
+@struct.dataclass
+class Known:
+    """What is given from outside; each is set and then frozen.
+
+    world_from_cam: (T, 4, 4). focal: (T,) working pixels. principal_point: (T, 2) working pixels.
+    depth: (T, H, W). None: free.
+    """
+
+    world_from_cam: Array | None = None
+    focal: Array | None = None
+    principal_point: Array | None = None
+    depth: Array | None = None
+
+    def check(self, num_frames: int, height: int, width: int) -> Known:
+        """Returns self. Raises UserError if an array does not fit T frames of H x W."""
+        expected = {
+            "world_from_cam": (num_frames, 4, 4),
+            "focal": (num_frames,),
+            "principal_point": (num_frames, 2),
+            "depth": (num_frames, height, width),
+        }
+        for name, shape in expected.items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if tuple(np.shape(value)) != shape:
+                raise UserError(
+                    f"Known {name} has shape {tuple(np.shape(value))}, expected {shape}: give it "
+                    "for every frame or not at all."
+                )
+            if not np.all(np.isfinite(np.asarray(value))):
+                raise UserError(
+                    f"Known {name} holds NaN or infinite values; every value is needed."
+                )
+        return self
+
+
+@struct.dataclass
+class Geometry:
+    """Decoded variables.
+
+    depth: (T, H, W). world_from_cam: (T, 4, 4). focal: (T,), principal_point: (T, 2), intrinsics:
+    (T, 3, 3), pixels. pair_scale: (P,) sigma_e. pair_matrix: (P, 3, 3) = sigma_e R_e diag(a_e),
+    pair_offset: (P, 3) = sigma_e T_e, so that a pair's point x lies at pair_matrix x + pair_offset.
+    """
+
+    depth: Array
+    world_from_cam: Array
+    focal: Array
+    principal_point: Array
+    intrinsics: Array
+    pair_scale: Array
+    pair_matrix: Array
+    pair_offset: Array
+
+
+def settings_with_known(config: AlignmentConfig, known: Known | None) -> AlignmentConfig:
+    """Returns the config that holds with `known`.
+
+    Known poses fix the scale of the world, so g = 1; known focals are one per frame.
+    """
+    known = known or Known()
+    if known.world_from_cam is not None:
+        config = dataclasses.replace(config, normalise_pair_scale=False)
+    if known.focal is not None:
+        config = dataclasses.replace(config, shared_focal=False)
+    return config
+
+
+def scale_normalisation(pair_log_scale: Array, config: AlignmentConfig) -> Array:
+    """Returns g = base_scale / geometric mean of the pair scales, () ; 1 if not normalised."""
+    if not config.normalise_pair_scale:
+        return jnp.ones((), pair_log_scale.dtype)
+    return jnp.exp(jnp.log(config.base_scale) - jnp.mean(pair_log_scale))
+
+
+def encode(
+    depth: Array,
+    world_from_cam: Array,
+    focal: Array,
+    pair_scale: Array,
+    pair_rotation: Array,
+    pair_translation: Array,
+    config: AlignmentConfig,
+    *,
+    principal_point: Array | None = None,
+) -> AlignmentVariables:
+    """Returns the variables of a scene.
+
+    depth: (T, H, W), already multiplied by g like the pose translations; non-positive or
+    non-finite depths become 1. world_from_cam: (T, 4, 4). focal: (T,) pixels; the shared focal is
+    their mean.
+    pair_scale (P,), pair_rotation (P, 3, 3), pair_translation (P, 3): the similarity x -> s R x + T
+    of every pair before the multiplication by g, so T / s and ln s are coded.
+    principal_point: (T, 2) pixels, default (W/2, H/2).
+    """
+    depth = jnp.asarray(depth)
+    frames, height, width = depth.shape
+    world_from_cam, pair_scale = jnp.asarray(world_from_cam), jnp.asarray(pair_scale)
+    if config.shared_focal:
+        focal = jnp.mean(jnp.asarray(focal), keepdims=True)
+    centre = jnp.array([width / 2, height / 2], depth.dtype)
+    offset = 0.0 if principal_point is None else (principal_point - centre)
+    positive = (depth > 0) & jnp.isfinite(depth)
+    return AlignmentVariables(
+        log_depth=jnp.where(positive, jnp.log(jnp.where(positive, depth, 1.0)), 0.0),
+        frame_quaternion=rigid.quaternion_from_matrix(world_from_cam[..., :3, :3]),
+        frame_translation=rigid.encode_translation(world_from_cam[..., :3, 3]),
+        log_focal=config.focal_break * jnp.log(jnp.asarray(focal)),
+        principal_point=jnp.zeros((frames, 2), depth.dtype) + offset / PRINCIPAL_POINT_UNIT,
+        pair_quaternion=rigid.quaternion_from_matrix(jnp.asarray(pair_rotation)),
+        pair_translation=rigid.encode_translation(
+            jnp.asarray(pair_translation) / pair_scale[:, None]
+        ),
+        pair_log_scale=jnp.log(pair_scale),
+        pair_adaptor=jnp.zeros((pair_scale.shape[0], 2), depth.dtype),
+    )
+
+
+def with_known(
+    variables: AlignmentVariables, known: Known | None, config: AlignmentConfig
+) -> AlignmentVariables:
+    """Returns the variables with every known quantity written over the estimated one."""
+    known = known or Known()
+    changes = {}
+    if known.world_from_cam is not None:
+        pose = jnp.asarray(known.world_from_cam, variables.log_depth.dtype)
+        changes["frame_quaternion"] = rigid.quaternion_from_matrix(pose[:, :3, :3])
+        changes["frame_translation"] = rigid.encode_translation(pose[:, :3, 3])
+    if known.focal is not None:
+        focal = jnp.asarray(known.focal, variables.log_depth.dtype)
+        changes["log_focal"] = config.focal_break * jnp.log(focal)
+    if known.principal_point is not None:
+        height, width = variables.log_depth.shape[-2:]
+        offset = jnp.asarray(known.principal_point) - jnp.array([width / 2, height / 2])
+        changes["principal_point"] = offset / PRINCIPAL_POINT_UNIT
+    if known.depth is not None:
+        changes["log_depth"] = jnp.log(jnp.asarray(known.depth, variables.log_depth.dtype))
+    return variables.replace(**changes)
+
+
+def adaptor_scale(pair_adaptor: Array, config: AlignmentConfig) -> Array:
+    """Returns (P, 3), the stretch of x, y, z: exp(a / adaptor_break), a = (a1, a1, a2).
+
+    With normalised pair scales the mean of a is removed, so the stretch keeps the volume.
+    """
+    a = jnp.stack([pair_adaptor[:, 0], pair_adaptor[:, 0], pair_adaptor[:, 1]], axis=-1)
+    if config.normalise_pair_scale:
+        a = a - jnp.mean(a, axis=-1, keepdims=True)
+    return jnp.exp(a / config.adaptor_break)
+
+
+def decode(
+    variables: AlignmentVariables, config: AlignmentConfig, image_size: tuple[int, int]
+) -> Geometry:
+    """Returns what the variables mean. image_size: (H, W) of the working size."""
+    height, width = image_size
+    frames = variables.frame_quaternion.shape[0]
+    focal = jnp.exp(jnp.broadcast_to(variables.log_focal, (frames,)) / config.focal_break)
+    centre = jnp.array([width / 2, height / 2], focal.dtype)
+    principal_point = centre + PRINCIPAL_POINT_UNIT * variables.principal_point
+    zero, one = jnp.zeros_like(focal), jnp.ones_like(focal)
+    cx, cy = principal_point[:, 0], principal_point[:, 1]
+    entries = [focal, zero, cx, zero, focal, cy, zero, zero, one]
+    scale = jnp.exp(variables.pair_log_scale) * scale_normalisation(
+        variables.pair_log_scale, config
+    )
+    rotation = rigid.matrix_from_quaternion(variables.pair_quaternion)
+    stretch = adaptor_scale(variables.pair_adaptor, config)
+    return Geometry(
+        depth=jnp.exp(variables.log_depth),
+        world_from_cam=rigid.pose(
+            rigid.matrix_from_quaternion(variables.frame_quaternion),
+            rigid.decode_translation(variables.frame_translation),
+        ),
+        focal=focal,
+        principal_point=principal_point,
+        intrinsics=jnp.stack(entries, axis=-1).reshape(frames, 3, 3),
+        pair_scale=scale,
+        pair_matrix=scale[:, None, None] * rotation * stretch[:, None, :],
+        pair_offset=scale[:, None] * rigid.decode_translation(variables.pair_translation),
+    )
+
+
+def trainable(
+    variables: AlignmentVariables, config: AlignmentConfig, known: Known | None = None
+) -> AlignmentVariables:
+    """Returns the variables' tree with a bool per group: True where the optimiser may move it."""
+    known = known or Known()
+    return AlignmentVariables(
+        log_depth=known.depth is None,
+        frame_quaternion=known.world_from_cam is None,
+        frame_translation=known.world_from_cam is None,
+        log_focal=known.focal is None,
+        principal_point=config.optimise_principal_point and known.principal_point is None,
+        pair_quaternion=True,
+        pair_translation=True,
+        pair_log_scale=True,
+        pair_adaptor=config.optimise_adaptors,
+    )
