@@ -60,6 +60,8 @@ class Known:
                 raise UserError(
                     f"Known {name} holds NaN or infinite values; every value is needed."
                 )
+            if name in ("focal", "depth") and np.any(np.asarray(value) <= 0):
+                raise UserError(f"Known {name} must be positive everywhere.")
         return self
 
 
