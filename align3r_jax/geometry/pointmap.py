@@ -1,0 +1,57 @@
+"""Point maps: which points mean anything, changes of frame, and their scale."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def validity(
+    pointmap: jax.Array, confidence: jax.Array | None = None, min_confidence: float = 1.0
+) -> jax.Array:
+    """Returns (..., H, W) bool: finite points, and confidence above `min_confidence` if given."""
+    valid = jnp.all(jnp.isfinite(pointmap), axis=-1)
+    return valid if confidence is None else valid & (confidence > min_confidence)
+
+
+def change_frame(
+    pointmap: jax.Array,
+    rotation: jax.Array,
+    translation: jax.Array,
+    scale: jax.Array | float = 1.0,
+) -> jax.Array:
+    """s R x + T for every point.
+
+    Args:
+        pointmap: (..., H, W, 3).
+        rotation: (..., 3, 3). translation: (..., 3). scale: (...,).
+
+    Returns:
+        (..., H, W, 3).
+    """
+    matrix = jnp.asarray(scale)[..., None, None] * jnp.asarray(rotation)
+    moved = jnp.einsum("...ij,...hwj->...hwi", matrix, pointmap, precision="highest")
+    return moved + jnp.asarray(translation)[..., None, None, :]
+
+
+def mean_distance(*pointmaps: jax.Array, valid: tuple[jax.Array, ...] | None = None) -> jax.Array:
+    """The mean of |x| over the valid points of all maps together; at least 1e-8.
+
+    Args:
+        pointmaps: each (..., H, W, 3).
+        valid: for each map (..., H, W) bool; None = all points.
+
+    Returns:
+        (...,) the scale that pairs of point maps are divided by to compare them.
+    """
+    if valid is None:
+        valid = tuple(jnp.ones(points.shape[:-1], bool) for points in pointmaps)
+    total, count = 0.0, 0.0
+    for points, mask in zip(pointmaps, valid, strict=True):
+        # Masked before the norm: a NaN outside the mask must not reach the gradient.
+        points = jnp.where(mask[..., None], points, 0)
+        squared = jnp.sum(points**2, axis=-1)
+        distance = jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
+        total = total + jnp.sum(distance, axis=(-2, -1))
+        count = count + jnp.sum(mask, axis=(-2, -1))
+    return jnp.maximum(total / jnp.maximum(count, 1), 1e-8)
