@@ -34,6 +34,8 @@ class WorkingSize:
     resized: tuple[int, int] = struct.field(pytree_node=False)
     crop: tuple[int, int] = struct.field(pytree_node=False)  # top, left; (0, 0) if none
     working: tuple[int, int] = struct.field(pytree_node=False)
+    # Without a crop the pixels are resized twice; this is the size between. None: resized once.
+    between: tuple[int, int] | None = struct.field(pytree_node=False, default=None)
 
 
 @struct.dataclass
