@@ -70,11 +70,11 @@ NETWORK_PRESETS: dict[str, NetworkConfig] = {
         enc_embed_dim=96, enc_depth=4, enc_num_heads=6, dec_embed_dim=64, dec_depth=8,
         dec_num_heads=2, prior_branch=False, head="linear",
     ),
-    # The shipped network: at most 8 M parameters, works with and without a prior.
+    # The shipped network: 7.7 M parameters, works with and without a prior.
     "align3r_small": NetworkConfig(
-        enc_embed_dim=192, enc_depth=6, enc_num_heads=6, dec_embed_dim=192, dec_depth=6,
-        dec_num_heads=6, img_size=224, prior_encoding="ray", output="anchored",
-        dpt_layer_dims=(24, 48, 96, 192), dpt_feature_dim=48, dpt_last_dim=32,
+        enc_embed_dim=128, enc_depth=5, enc_num_heads=4, dec_embed_dim=128, dec_depth=4,
+        dec_num_heads=4, img_size=224, prior_encoding="ray", output="anchored",
+        dpt_layer_dims=(16, 32, 64, 128), dpt_feature_dim=32, dpt_last_dim=16,
     ),
 }  # fmt: skip
 
@@ -153,7 +153,10 @@ class ReconstructConfig:
     """Everything `align3r_jax.reconstruct` needs beside the frames."""
 
     predictor: Literal["auto", "network", "flow"] = "auto"
-    prior: str = "small"  # small, plane, none, files:DIR
+    # auto: the shipped monocular network where it passed its gates, else a plane; none for
+    # networks without a prior branch. Or small, plane, none, files:DIR.
+    prior: str = "auto"
+    refine_prior: bool = True  # let the shipped pairwise network clean a prior from files
     pairs: PairConfig = PairConfig()
     flow: FlowConfig = FlowConfig()
     alignment: AlignmentConfig = AlignmentConfig()
