@@ -1,0 +1,333 @@
+"""The pairwise network: two frames -> two point maps in the camera of the first, and confidences.
+
+    features_i = encode_frames(image_i, prior_i)        once per frame
+    pair       = decode_pairs(features_1, features_2)   once per ordered pair
+
+The split is exact: the image encoder and the whole prior branch see one frame only. Sources:
+CroCo v2 (encoder, decoder), DUSt3R (heads, output), Align3R (prior branch). With
+`prior_branch=False` this is DUSt3R, and MonST3R.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from align3r_jax.config import NetworkConfig
+from align3r_jax.errors import UserError
+from align3r_jax.networks import croco, heads, prior_branch
+from align3r_jax.networks.layers import attention, blocks, patch_embed, rope2d
+from align3r_jax.networks.layers.attention import Dtype
+
+
+@struct.dataclass
+class FrameFeatures:
+    """What the network knows of each frame alone; every array starts with the frame axis B.
+
+    tokens: (B, N, E) encoder tokens after their norm. decoder_tokens: (B, N, D) decoder input,
+    first injection included. injections: (B, n, N, D), entry k is added behind decoder block k.
+    positions: (B, N, 2) int32 (row, column). portrait: (B,) bool or None, frames stored
+    transposed. has_prior: (B,) 0 or 1, None if the network has no prior branch.
+    anchor (B, H, W, 3) and log_median (B,): only of anchored networks. grid: (h, w) as stored.
+    intermediates: name -> array, if asked for.
+    """
+
+    tokens: jax.Array
+    decoder_tokens: jax.Array
+    injections: jax.Array
+    positions: jax.Array
+    portrait: jax.Array | None
+    has_prior: jax.Array | None
+    anchor: jax.Array | None
+    log_median: jax.Array | None
+    grid: tuple[int, int] = struct.field(pytree_node=False)
+    intermediates: dict[str, jax.Array] | None = None
+
+    def take(self, frames: Any) -> FrameFeatures:
+        """The features of the frames with these indices, e.g. the first views of some pairs."""
+        return jax.tree.map(lambda array: array[frames], self)
+
+
+@struct.dataclass
+class PairOutput:
+    """pointmap1, pointmap2: (B, H, W, 3) points of either view, both in the camera of view 1;
+    confidence1, confidence2: (B, H, W) >= conf_min. raw1, raw2: (B, H, W, 4 or 5) head output.
+    intermediates: name -> array, if asked for."""
+
+    pointmap1: jax.Array
+    pointmap2: jax.Array
+    confidence1: jax.Array
+    confidence2: jax.Array
+    raw1: jax.Array
+    raw2: jax.Array
+    intermediates: dict[str, jax.Array] | None = None
+
+
+def check_config(config: NetworkConfig) -> None:
+    """Raises UserError if the settings do not describe a network."""
+    for name in ("enc", "dec"):
+        dim, count = getattr(config, f"{name}_embed_dim"), getattr(config, f"{name}_num_heads")
+        if dim % count or (dim // count) % 4:
+            raise UserError(
+                f"{name}_embed_dim={dim} with {name}_num_heads={count}: expected heads of a width "
+                "that is a whole multiple of 4; change one of the two."
+            )
+    if config.output == "anchored" and not (config.prior_branch and config.prior_encoding == "ray"):
+        raise UserError(
+            'output="anchored" needs the camera-frame points of prior_encoding="ray" and '
+            'prior_branch=True; set both, or use output="direct".'
+        )
+    if config.prior_branch and config.dec_depth < 4:
+        raise UserError(
+            f"dec_depth={config.dec_depth} leaves no room for the prior branch (dec_depth // 2 - 2 "
+            "blocks); use at least 4, or prior_branch=False."
+        )
+    if config.conf_mode == "sigmoid" and config.conf_max == float("inf"):
+        raise UserError('conf_mode="sigmoid" needs a finite conf_max.')
+
+
+class Align3R(nn.Module):
+    """The network of `config`. Parameters, residual streams, heads and outputs are float32.
+
+    dtype: what the matrix products of encoder, prior branch and decoders compute in.
+    precision: of float32 products on accelerators ("highest" for parity), None = the default.
+    remat: compute block activations again in the backward pass (less memory, training only).
+    """
+
+    config: NetworkConfig
+    dtype: Dtype = jnp.float32
+    precision: str | None = None
+    remat: bool = False
+
+    def setup(self) -> None:
+        config = self.config
+        check_config(config)
+        common = dict(mlp_ratio=config.mlp_ratio, dtype=self.dtype, remat=self.remat)
+        cut = dict(patch=config.patch_size, rope_base=config.rope_base)
+        self.encoder = croco.Encoder(
+            config.enc_embed_dim, config.enc_depth, config.enc_num_heads, **common, **cut
+        )
+        self.decoder_embed = attention.dense(config.dec_embed_dim, self.dtype)
+        if config.prior_branch:
+            self.prior_branch = prior_branch.PriorBranch(
+                config.dec_embed_dim,
+                config.num_prior_blocks,
+                config.dec_num_heads,
+                **common,
+                **cut,
+            )
+        self.decoder1 = croco.DecoderStack(config.dec_depth, config.dec_num_heads, **common)
+        self.decoder2 = croco.DecoderStack(config.dec_depth, config.dec_num_heads, **common)
+        self.decoder_norm = blocks.layer_norm(jnp.float32)
+        self.head1 = heads.make_head(config)
+        self.head2 = heads.make_head(config)
+        # parity: a token of CroCo's pre-training that nothing reads, kept for round trips.
+        self.mask_token = self.param(
+            "mask_token", nn.initializers.normal(0.02), (1, 1, config.dec_embed_dim)
+        )
+
+    def encode_frames(
+        self,
+        images: jax.Array,
+        prior_maps: jax.Array | None = None,
+        has_prior: jax.Array | None = None,
+        true_shape: jax.Array | None = None,
+        landscape_only: bool = False,
+        return_intermediates: bool = False,
+    ) -> FrameFeatures:
+        """Runs the encoder and the prior branch on B frames.
+
+        images: (B, H, W, 3) float in [-1, 1], H and W multiples of the patch size.
+        prior_maps: (B, H, W, 3) as `config.prior_encoding` says: "minmax" point maps scaled to
+        [0, 1] per axis, "ray" point maps in the camera frame, any scale common to the video,
+        NaN where missing. None: no frame has a prior, nothing is added to the decoder.
+        has_prior: (B,) bool, frames whose prior is to be used; None: all.
+        landscape_only: frames are stored with W >= H; those whose true_shape (B, 2) (height,
+        width) is higher than wide are stored transposed, and so come the outputs back.
+        """
+        config = self.config
+        batch, height, width = self._check_images(images, prior_maps, landscape_only)
+        portrait = None
+        if landscape_only:
+            if true_shape is None:
+                raise ValueError("landscape_only needs true_shape (B, 2), height and width.")
+            portrait = jnp.asarray(true_shape)[:, 1] < jnp.asarray(true_shape)[:, 0]
+        grid = (height // config.patch_size, width // config.patch_size)
+        positions = patch_embed.positions(batch, grid, portrait)
+
+        with self._precision():
+            tokens, patches = self.encoder(images, positions, portrait)
+            decoder_tokens = self.decoder_embed(tokens).astype(jnp.float32)
+            intermediates = {"patches": patches}
+
+            ray = None
+            if config.prior_branch and config.prior_encoding == "ray":
+                ray = prior_branch.encode_ray(
+                    prior_maps, has_prior, (batch, height, width), portrait
+                )
+                has_prior = ray.has_prior
+                prior_maps = None if prior_maps is None else ray.encoding
+            if prior_maps is None:
+                # Still of known width, so that frames with and without a prior can be paired.
+                added = jnp.zeros((batch, 0, *decoder_tokens.shape[1:]), jnp.float32)
+                has_prior = jnp.zeros((batch,), jnp.float32) if config.prior_branch else None
+            else:
+                added, intermediates["prior_tokens"] = self.prior_branch(
+                    prior_maps, positions, portrait
+                )
+                if has_prior is None:
+                    has_prior = jnp.ones((batch,), jnp.float32)
+                has_prior = has_prior.astype(jnp.float32)
+                added = added * has_prior[:, None, None, None]
+                decoder_tokens = decoder_tokens + added[:, 0]
+
+        return FrameFeatures(
+            tokens=tokens,
+            decoder_tokens=decoder_tokens,
+            injections=added[:, 1:],
+            positions=positions,
+            portrait=portrait,
+            has_prior=has_prior,
+            anchor=ray.anchor if config.output == "anchored" else None,
+            log_median=ray.log_median if config.output == "anchored" else None,
+            grid=grid,
+            intermediates=intermediates if return_intermediates else None,
+        )
+
+    def decode_pairs(
+        self,
+        features1: FrameFeatures,
+        features2: FrameFeatures,
+        return_intermediates: bool = False,
+    ) -> PairOutput:
+        """Runs both decoders and heads on B ordered pairs; the views may differ in size.
+
+        intermediates: "decoder1", "decoder2" (L + 1, B, N, D), the decoder's input and its
+        tokens behind each block, the last normed.
+        """
+        config = self.config
+        head_dim = config.dec_embed_dim // config.dec_num_heads
+        with self._precision():
+            by1 = rope2d.rotation(features1.positions, head_dim, config.rope_base)
+            by2 = rope2d.rotation(features2.positions, head_dim, config.rope_base)
+            stream1, stream2 = [features1.decoder_tokens], [features2.decoder_tokens]
+            for index in range(config.dec_depth):
+                before1, before2 = stream1[-1], stream2[-1]
+                after1 = self.decoder1(index, before1, before2, by1, by2)
+                after2 = self.decoder2(index, before2, before1, by2, by1)
+                stream1.append(_inject(after1, features1.injections, index))
+                stream2.append(_inject(after2, features2.injections, index))
+            stream1[-1] = self.decoder_norm(stream1[-1])
+            stream2[-1] = self.decoder_norm(stream2[-1])
+            raw1 = self._run_head(self.head1, features1, stream1)
+            raw2 = self._run_head(self.head2, features2, stream2)
+
+        if config.output == "anchored":
+            # View 2's prior is brought to view 1's unit, its median depth, where both have one.
+            both = features1.has_prior * features2.has_prior
+            ratio = jnp.exp(both * (features2.log_median - features1.log_median))
+            points1, confidence1 = heads.anchored(raw1, features1.anchor, config)
+            points2, confidence2 = heads.anchored(
+                raw2, features2.anchor * ratio[:, None, None, None], config
+            )
+        else:
+            points1, confidence1 = heads.direct(raw1, config)
+            points2, confidence2 = heads.direct(raw2, config)
+
+        intermediates = None
+        if return_intermediates:
+            intermediates = {"decoder1": jnp.stack(stream1), "decoder2": jnp.stack(stream2)}
+        return PairOutput(points1, points2, confidence1, confidence2, raw1, raw2, intermediates)
+
+    def __call__(
+        self,
+        images1: jax.Array,
+        images2: jax.Array,
+        prior1: jax.Array | None = None,
+        prior2: jax.Array | None = None,
+        *,
+        has_prior1: jax.Array | None = None,
+        has_prior2: jax.Array | None = None,
+        true_shape1: jax.Array | None = None,
+        true_shape2: jax.Array | None = None,
+        landscape_only: bool = False,
+    ) -> PairOutput:
+        """decode_pairs of the two encoded views; see there and `encode_frames`."""
+        return self.decode_pairs(
+            self.encode_frames(images1, prior1, has_prior1, true_shape1, landscape_only),
+            self.encode_frames(images2, prior2, has_prior2, true_shape2, landscape_only),
+        )
+
+    def _run_head(
+        self, head: nn.Module, features: FrameFeatures, stream: list[jax.Array]
+    ) -> jax.Array:
+        hooks = [features.tokens if hook == 0 else stream[hook] for hook in self.config.dpt_hooks]
+        upright = head(hooks, features.grid)
+        if features.portrait is None:
+            return upright
+        turned = head(hooks, features.grid[::-1]).swapaxes(1, 2)
+        return jnp.where(features.portrait[:, None, None, None], turned, upright)
+
+    def _precision(self) -> contextlib.AbstractContextManager:
+        if self.precision is None:
+            return contextlib.nullcontext()
+        return jax.default_matmul_precision(self.precision)
+
+    def _check_images(
+        self, images: jax.Array, prior_maps: jax.Array | None, landscape_only: bool
+    ) -> tuple[int, int, int]:
+        batch, height, width, _ = images.shape
+        patch = self.config.patch_size
+        if height % patch or width % patch:
+            raise UserError(
+                f"Images of {height} x {width}: expected both sides to be multiples of {patch}; "
+                "resize or crop the frames first."
+            )
+        if landscape_only and height > width:
+            raise UserError(
+                f"landscape_only expects frames stored with width >= height, got {height} x "
+                f"{width}; transpose them, or turn landscape_only off."
+            )
+        if prior_maps is not None:
+            if not self.config.prior_branch:
+                raise UserError("This network has no prior branch; pass prior_maps=None.")
+            if prior_maps.shape != images.shape:
+                raise UserError(
+                    f"prior_maps are {prior_maps.shape}, expected the images' {images.shape}."
+                )
+        return batch, height, width
+
+
+def _inject(tokens: jax.Array, injections: jax.Array, index: int) -> jax.Array:
+    return tokens + injections[:, index] if index < injections.shape[1] else tokens
+
+
+def init_params(config: NetworkConfig, key: jax.Array) -> dict[str, Any]:
+    """Initial parameters by the rules of CroCo and DUSt3R; decoder 2 starts as decoder 1.
+
+    Injections start at 0, so a new prior branch changes nothing; so does the last layer of an
+    anchored head, so that network starts at its prior.
+    """
+
+    def init(key: jax.Array) -> dict[str, Any]:
+        image = jnp.zeros((1, config.patch_size, config.patch_size, 3))
+        prior = image if config.prior_branch else None
+        params = Align3R(config).init(key, image, image, prior, prior)["params"]
+        return {**params, "decoder2": params["decoder1"]}
+
+    return jax.jit(init)(key)
+
+
+def abstract_params(config: NetworkConfig) -> dict[str, Any]:
+    """The parameter tree as shapes and types, without memory."""
+    return jax.eval_shape(lambda key: init_params(config, key), jax.random.key(0))
+
+
+def parameter_count(config: NetworkConfig) -> int:
+    """How many numbers the network learns."""
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(config)))
