@@ -1,0 +1,250 @@
+"""Where something moves by itself: optical flow that the camera's motion does not explain."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from align3r_jax.alignment import two_view
+from align3r_jax.config import AlignmentConfig
+from align3r_jax.errors import UserError
+from align3r_jax.geometry import warp
+from align3r_jax.structs import Array, OpticalFlow, PairGraph, PairPredictions
+
+_GREY_THRESHOLD = 0.99  # user masks: brighter is dynamic
+
+# Masks from a whole scene.
+_MAX_DISTANCE = 3  # frames; flow over longer ones is less sure and hides more
+_BACKGROUND_QUANTILE = 0.4  # of the errors: below it nothing moves even if half the image does
+_BACKGROUND_FACTOR = 4.0  # errors above this many quantiles are motion
+_MAX_VOTE = 2.0  # no single field decides alone
+_MIN_AREA = 1e-3  # of the image: smaller spots are noise
+
+
+def from_two_views(
+    predictions: PairPredictions,
+    graph: PairGraph,
+    flow: OpticalFlow,
+    config: AlignmentConfig,
+) -> np.ndarray:
+    """Dynamic masks before any alignment, every pair by its own two-view scene.
+
+    error = |ego flow - optical flow| of every pair in both directions, each map scaled to [0, 1]
+    by its own minimum and maximum; dynamic where the mean over all pairs of the frame exceeds
+    `config.motion_threshold` and the mean unscaled error `config.motion_min_error_px` (MonST3R,
+    section 3.4; the second condition is ours, 0 = parity).
+
+    Args:
+        graph: symmetric.
+        flow: fields of the first half of the pairs, both directions.
+
+    Returns:
+        (T, H, W) bool.
+    """
+    scenes = two_view.solve(predictions, graph, config)
+    pairs = scenes.pairs
+    error1, error2 = two_view_errors(
+        scenes, flow.flow[flow.index_of(pairs)], flow.flow[flow.index_of(pairs[:, ::-1])]
+    )
+    errors = jnp.concatenate([error1, error2])
+    frames = np.concatenate([pairs[:, 0], pairs[:, 1]])
+    return np.asarray(
+        threshold_errors(
+            errors,
+            frames,
+            graph.num_frames,
+            config.motion_threshold,
+            config.motion_min_error_px,
+        )
+    )
+
+
+@jax.jit
+def two_view_errors(
+    scenes: two_view.TwoViewScenes, flow12: Array, flow21: Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns |ego - optical flow| in pixels, (K, H, W) on each frame of every pair.
+
+    flow12, flow21: (K, H, W, 2), from the first frame of each pair to the second and back.
+    """
+
+    def one(inputs):
+        depth, intrinsics, poses, forward, backward = inputs
+        ego12 = warp.ego_flow(depth[0], *intrinsics, *poses)
+        ego21 = warp.ego_flow(depth[1], *intrinsics[::-1], *poses[::-1])
+        return _length(ego12 - forward), _length(ego21 - backward)
+
+    inputs = (scenes.depth, scenes.intrinsics, scenes.world_from_cam, flow12, flow21)
+    return jax.lax.map(one, inputs)
+
+
+def normalise_errors(errors: Array) -> jax.Array:
+    """Scales each map (..., H, W) to [0, 1] by its own range; constant maps become 0."""
+    low = jnp.min(errors, axis=(-2, -1), keepdims=True)
+    span = jnp.max(errors, axis=(-2, -1), keepdims=True) - low
+    return jnp.where(span > 0, (errors - low) / jnp.where(span > 0, span, 1), 0)
+
+
+@partial(jax.jit, static_argnames="num_frames")
+def threshold_errors(
+    errors: Array,
+    frames: Array,
+    num_frames: int,
+    threshold: float,
+    min_error_px: float = 0.0,
+) -> jax.Array:
+    """mean(normalised errors) > threshold and mean(errors) > min_error_px, per frame.
+
+    Args:
+        errors: (M, H, W) pixels. frames: (M,) the frame of each map.
+        min_error_px: 0 = no such condition.
+
+    Returns:
+        (num_frames, H, W) bool; frames without a map are static.
+    """
+    frames = jnp.asarray(frames)
+    empty = jnp.zeros((num_frames, *errors.shape[1:]), errors.dtype)
+    count = jnp.zeros(num_frames, errors.dtype).at[frames].add(1)
+    count = jnp.maximum(count, 1)[:, None, None]
+    scaled = empty.at[frames].add(normalise_errors(errors)) / count
+    mean = empty.at[frames].add(errors) / count
+    return (scaled > threshold) & ((mean > min_error_px) | (min_error_px <= 0))
+
+
+def from_user(masks: Array | None, num_frames: int, height: int, width: int) -> np.ndarray:
+    """Returns (T, H, W) bool masks of the user, all static if None.
+
+    masks: (T, H, W) bool or grey values in [0, 1] (dynamic above 0.99) or uint8 in [0, 255].
+    Raises UserError if the shape is another.
+    """
+    shape = (num_frames, height, width)
+    if masks is None:
+        return np.zeros(shape, bool)
+    masks = np.asarray(masks)
+    if masks.shape != shape:
+        raise UserError(
+            f"Dynamic masks have shape {masks.shape}, expected {shape}: one mask for each frame, "
+            "at working size."
+        )
+    if masks.dtype == bool:
+        return masks
+    scale = 255.0 if masks.dtype == np.uint8 else 1.0
+    return masks.astype(np.float32) / scale > _GREY_THRESHOLD
+
+
+def update_from_scene(
+    depth: Array,
+    world_from_cam: Array,
+    intrinsics: Array,
+    flow: OpticalFlow,
+    config: AlignmentConfig,
+) -> np.ndarray:
+    """Dynamic masks from an aligned scene.
+
+    Every flow field between near frames votes on its source frame with
+    min(error / limit, 2), limit = max(motion_min_error_px, 4 x the 40 % quantile of its errors);
+    dynamic where the mean vote, weighted by the trust in the flow, exceeds 1. The quantile is
+    what depth, cameras and flow get wrong of the standing background, so a static scene stays
+    static however small the motion; the fixed floor keeps noise of good flow out. Spots are then
+    removed and holes closed.
+
+    Args:
+        depth: (T, H, W). world_from_cam: (T, 4, 4). intrinsics: (T, 3, 3).
+        flow: any directed fields; those over more than three frames count only for frames that
+            have no nearer one.
+
+    Returns:
+        (T, H, W) bool; frames without a field are static.
+    """
+    depth = jnp.asarray(depth)
+    votes = scene_votes(
+        depth,
+        jnp.asarray(world_from_cam),
+        jnp.asarray(intrinsics),
+        *_near_fields(flow, depth.shape[0]),
+        config.motion_min_error_px,
+    )
+    return np.stack([clean(mask) for mask in np.asarray(votes) > 1])
+
+
+@jax.jit
+def scene_votes(
+    depth: Array,
+    world_from_cam: Array,
+    intrinsics: Array,
+    pairs: Array,
+    flow: Array,
+    weight: Array,
+    min_error_px: float,
+) -> jax.Array:
+    """Returns (T, H, W), the mean vote of `update_from_scene`; 0 where no flow is trusted.
+
+    pairs: (D, 2); flow: (D, H, W, 2); weight: (D, H, W).
+    """
+
+    def add(carry, inputs):
+        total, trust = carry
+        (i, j), field, weight = inputs
+        ego = warp.ego_flow(
+            depth[i], intrinsics[i], intrinsics[j], world_from_cam[i], world_from_cam[j]
+        )
+        error = _length(ego - field)
+        usable = (weight > 0) & jnp.isfinite(error)
+        error = jnp.where(usable, error, 0)
+        background = _quantile(error, usable, _BACKGROUND_QUANTILE)
+        limit = jnp.maximum(jnp.maximum(min_error_px, _BACKGROUND_FACTOR * background), 1e-6)
+        weight = jnp.where(usable, weight, 0)
+        vote = weight * jnp.minimum(error / limit, _MAX_VOTE)
+        return (total.at[i].add(vote), trust.at[i].add(weight)), None
+
+    empty = jnp.zeros(depth.shape, jnp.float32)
+    (total, trust), _ = jax.lax.scan(add, (empty, empty), (pairs, flow, weight))
+    return jnp.where(trust > 0, total / jnp.where(trust > 0, trust, 1), 0)
+
+
+def clean(mask: np.ndarray) -> np.ndarray:
+    """Returns a mask (H, W) without thin lines and spots, its gaps and holes closed."""
+    height, width = mask.shape
+    radius = max(1, round(max(height, width) / 200))
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+    image = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, disc)
+    image = cv2.morphologyEx(image, cv2.MORPH_CLOSE, disc, iterations=2)
+    min_area = max(4, _MIN_AREA * height * width)
+    image = _without_small(image, min_area)
+    # A hole is a small component of what is left.
+    return _without_small(1 - image, 4 * min_area) == 0
+
+
+def _without_small(image: np.ndarray, min_area: float) -> np.ndarray:
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(image, connectivity=4)
+    kept = stats[:, cv2.CC_STAT_AREA] >= min_area
+    kept[0] = False  # label 0: where the image is 0
+    return kept[labels].astype(np.uint8)
+
+
+def _near_fields(flow: OpticalFlow, num_frames: int) -> tuple[np.ndarray, Array, Array]:
+    """Returns pairs, fields and weights of the fields that vote."""
+    pairs = np.asarray(flow.pairs)
+    distance = np.abs(pairs[:, 0] - pairs[:, 1])
+    nearest = np.full(num_frames, np.iinfo(np.int32).max)
+    np.minimum.at(nearest, pairs[:, 0], distance)
+    kept = np.flatnonzero(distance <= np.maximum(_MAX_DISTANCE, nearest[pairs[:, 0]]))
+    if len(kept) == len(pairs):
+        return pairs, flow.flow, flow.weight
+    return pairs[kept], jnp.asarray(flow.flow)[kept], jnp.asarray(flow.weight)[kept]
+
+
+def _quantile(values: Array, usable: Array, share: float) -> jax.Array:
+    """The quantile of the usable values, () ; 0 if there are none."""
+    ordered = jnp.sort(jnp.where(usable, values, jnp.inf).reshape(-1))
+    count = jnp.sum(usable)
+    position = jnp.clip((share * count).astype(jnp.int32), min=0, max=ordered.shape[0] - 1)
+    return jnp.where(count > 0, ordered[position], 0)
+
+
+def _length(vectors: Array) -> jax.Array:
+    return jnp.sqrt(jnp.sum(vectors * vectors, axis=-1))
