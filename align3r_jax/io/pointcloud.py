@@ -1,0 +1,108 @@
+"""Scene -> coloured world points, with what should not be in a cloud left out; PLY files."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+import trimesh
+
+from align3r_jax.geometry import camera, rigid
+from align3r_jax.structs import Scene
+
+
+@dataclasses.dataclass(frozen=True)
+class PointFilter:
+    """Which pixels become points.
+
+    min_confidence: pixels below are dropped (1.1 is the DUSt3R and MonST3R demos' threshold).
+    edge: pixels whose inverse depth bends by more than this fraction are dropped (flying pixels
+    at depth discontinuities); 0 keeps all. dynamic: "drop" leaves moving things out, because over
+    time they smear; "only" keeps nothing else. max_points: a random subset beyond it, the same in
+    every run.
+    """
+
+    min_confidence: float = 1.1
+    edge: float = 0.04
+    dynamic: Literal["drop", "keep", "only"] = "drop"
+    max_points: int | None = 500_000
+
+
+@dataclasses.dataclass(frozen=True)
+class PointCloud:
+    """points: (N, 3) float32, world. colours: (N, 3) uint8. frame: (N,) int32, ascending."""
+
+    points: np.ndarray
+    colours: np.ndarray
+    frame: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+
+def depth_edges(depth: np.ndarray, threshold: float) -> np.ndarray:
+    """Returns (..., H, W) bool: |q[x-1] - 2 q[x] + q[x+1]| > threshold * q[x], or so along y.
+
+    q = 1 / depth is affine in the pixel on every plane, however slanted, so a plane seen at a
+    grazing angle has no edges, which a test on the depth's own steps would find.
+    depth: (..., H, W); where it or a neighbour is not a positive number (or outside) there is
+    nothing to compare with, hence no edge.
+    """
+    valid = np.isfinite(depth) & (depth > 0)
+    inverse = np.where(valid, 1.0 / np.where(valid, depth, 1.0).astype(np.float64), np.nan)
+    bend = np.zeros_like(inverse)
+    for axis in (-1, -2):
+        if inverse.shape[axis] < 3:
+            continue
+        inner = np.abs(np.diff(inverse, n=2, axis=axis))
+        width = [(0, 0)] * inverse.ndim
+        width[axis] = (1, 1)
+        bend = np.fmax(bend, np.pad(inner, width))
+    return bend > threshold * inverse
+
+
+def kept_pixels(scene: Scene, rules: PointFilter) -> np.ndarray:
+    """Returns (T, H, W) bool: the pixels that `rules` let into the cloud (before max_points)."""
+    depth, confidence = np.asarray(scene.depth), np.asarray(scene.confidence)
+    keep = np.isfinite(depth) & (depth > 0) & (confidence >= rules.min_confidence)
+    if rules.edge > 0:
+        keep &= ~depth_edges(depth, rules.edge)
+    if rules.dynamic != "keep":
+        moving = np.asarray(scene.dynamic_mask, bool)
+        keep &= moving if rules.dynamic == "only" else ~moving
+    return keep
+
+
+def from_scene(scene: Scene, rules: PointFilter | None = None) -> PointCloud:
+    """Returns the scene's pixels as world points, frame after frame; may be empty.
+
+    X_world = world_from_cam . (depth * K^-1 (x, y, 1)), pixel centres at integers.
+    """
+    rules = rules or PointFilter()
+    keep = kept_pixels(scene, rules)
+    chosen = np.flatnonzero(keep)
+    if rules.max_points is not None and len(chosen) > rules.max_points:
+        generator = np.random.default_rng(0)
+        chosen = np.sort(generator.choice(chosen, rules.max_points, replace=False))
+    num_frames, height, width = keep.shape
+    frame, pixel = np.divmod(chosen, height * width)
+    starts = np.searchsorted(frame, np.arange(num_frames + 1))
+    points = np.empty((len(chosen), 3), np.float32)
+    colours = np.empty((len(chosen), 3), np.uint8)
+    # One frame at a time: the points of all pixels of a long video need not fit into memory.
+    for t in range(num_frames):
+        run = slice(starts[t], starts[t + 1])
+        if run.start == run.stop:
+            continue
+        # Whole images, whose shape never changes, are moved: another shape would compile again.
+        in_camera = camera.unproject(scene.depth[t], scene.intrinsics[t])
+        in_world = rigid.apply(scene.world_from_cam[t], in_camera)
+        points[run] = np.asarray(in_world).reshape(-1, 3)[pixel[run]]
+        colours[run] = np.asarray(scene.colours[t]).reshape(-1, 3)[pixel[run]]
+    return PointCloud(points, colours, frame.astype(np.int32))
+
+
+def encode_ply(cloud: PointCloud) -> bytes:
+    """Returns a binary little-endian PLY file: x y z float32, red green blue alpha uint8; world."""
+    return trimesh.PointCloud(cloud.points, colors=cloud.colours).export(file_type="ply")
