@@ -1,0 +1,57 @@
+"""From the depth prior to the point maps that the pairwise network reads."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from scipy import ndimage
+
+from align3r_jax.config import NetworkConfig
+from align3r_jax.io import preprocess
+from align3r_jax.structs import DepthPrior, WorkingSize
+
+DEFAULT_FOCAL = 0.85  # of the long side, 61 degrees, where the prior knows none
+
+
+def prior_maps(prior: DepthPrior, config: NetworkConfig, size: WorkingSize) -> np.ndarray:
+    """Returns the network's prior input of every frame, (T, H, W, 3) float32 at working size.
+
+    `config.prior_encoding` "minmax" (Align3R): the native map Z as it is, inverse depth included
+    (parity: the published weights were trained so), resized to the original image (bicubic,
+    pixel edges aligned), unprojected, scaled to [0, 1] per axis over the whole frame, then
+    resized and cropped like the image; zeros where depth is missing. "ray" (small network):
+    X = (u - W/2) Z / f, Y = (v - H/2) Z / f, Z in the camera frame from true depth and the
+    prior's focal (else 0.85 max(H, W)), one scale for the whole video; NaN where missing.
+    """
+    if config.prior_encoding == "ray":
+        return camera_points(np.asarray(prior.depth, np.float32), prior.focal)
+    return np.stack([_minmax(native, size) for native in np.asarray(prior.native, np.float32)])
+
+
+def camera_points(depth: np.ndarray, focal: np.ndarray | None) -> np.ndarray:
+    """Returns (T, H, W, 3) float32 points of depth (T, H, W), focal (T,) pixels or None."""
+    count, height, width = depth.shape
+    if focal is None:
+        focal = np.full(count, DEFAULT_FOCAL * max(height, width), np.float32)
+    over_focal = depth / np.asarray(focal, np.float32)[:, None, None]
+    x = np.arange(width, dtype=np.float32) - width / 2
+    y = np.arange(height, dtype=np.float32)[:, None] - height / 2
+    return np.stack([x * over_focal, y * over_focal, depth], axis=-1).astype(np.float32)
+
+
+def _minmax(native: np.ndarray, size: WorkingSize) -> np.ndarray:
+    pointmap = preprocess.normalised_pointmap(_to_original(native, size.original))
+    return preprocess.pointmap_to_working(pointmap, size)
+
+
+def _to_original(depth: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Resizes a depth map to the image; missing pixels neither spread nor ring."""
+    if depth.shape == shape:
+        return depth
+    missing = ~np.isfinite(depth)
+    if not missing.any():
+        return cv2.resize(depth, shape[::-1], interpolation=cv2.INTER_CUBIC)
+    nearest = ndimage.distance_transform_edt(missing, return_distances=False, return_indices=True)
+    resized = cv2.resize(depth[tuple(nearest)], shape[::-1], interpolation=cv2.INTER_CUBIC)
+    share = cv2.resize(missing.astype(np.float32), shape[::-1], interpolation=cv2.INTER_LINEAR)
+    return np.where(share > 0.5, np.float32(np.nan), resized)
