@@ -102,8 +102,10 @@ def write_depth(
     path, depth = Path(path), np.asarray(depth, np.float32)
     suffix = path.suffix.lower()
     if suffix == ".npz":
-        stored = {} if focal is None else {"focallength_px": np.float32(focal)}
-        np.savez_compressed(path, depth=depth, **stored)
+        if focal is None:
+            np.savez_compressed(path, depth=depth)
+        else:
+            np.savez_compressed(path, depth=depth, focallength_px=np.float32(focal))
     elif suffix == ".npy":
         np.save(path, depth)
     elif suffix == ".pfm":
@@ -208,6 +210,7 @@ def _sidecar(folder: Path) -> dict[str, float | bool]:
         settings = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"'{path}' is not valid JSON ({error}).") from error
+    kinds: dict[str, type | tuple[type, ...]]
     kinds = {"scale": (int, float), "inverse": bool, "metric": bool}
     valid = isinstance(settings, dict) and all(
         key in kinds and isinstance(value, kinds[key]) for key, value in settings.items()

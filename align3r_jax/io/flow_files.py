@@ -8,7 +8,7 @@ are the frames' names or their positions in the clip, leading zeros allowed.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -31,6 +31,7 @@ def read_flow(path: str | Path) -> np.ndarray:
     Raises UserError if the file is unreadable, of another kind or shape.
     """
     path = Path(path)
+    readers: dict[str, Callable[[Path], np.ndarray]]
     readers = {".flo": _read_flo, ".npy": np.load, ".npz": _read_npz, ".png": _read_kitti}
     if path.suffix.lower() not in readers:
         raise UserError(f"'{path}' is no flow file; known are {', '.join(SUFFIXES)}.")

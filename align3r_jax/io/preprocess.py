@@ -31,7 +31,7 @@ def plan_working_size(
     """
     if size < 2 * MULTIPLE:
         raise UserError(f"The working size is {size}; it must be at least {2 * MULTIPLE} pixels.")
-    height0, width0 = original
+    height0, width0 = original = (original[0], original[1])
     if size == SQUARE_SIZE:
         long_side = round(SQUARE_SIZE * max(width0 / height0, height0 / width0))
     else:
@@ -53,8 +53,8 @@ def plan_working_size(
     working = (2 * half_y, 2 * half_x)
     if crop or size == SQUARE_SIZE:
         corner = (centre_y - half_y, centre_x - half_x)
-        return WorkingSize(tuple(original), (height, width), corner, working)
-    return WorkingSize(tuple(original), working, (0, 0), working, between=(height, width))
+        return WorkingSize(original, (height, width), corner, working)
+    return WorkingSize(original, working, (0, 0), working, between=(height, width))
 
 
 def to_working_size(image: np.ndarray, size: WorkingSize) -> np.ndarray:

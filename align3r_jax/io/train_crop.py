@@ -102,9 +102,9 @@ def _centre_principal_point(view: View) -> View:
 
 
 def _keep_centre(view: View, fraction: float) -> View:
-    shape = tuple(int(np.floor(side * fraction)) for side in view.shape)
-    top, left = (int((side - goal) / 2) for side, goal in zip(view.shape, shape))
-    return _cut(view, top, left, shape)
+    height, width = (int(np.floor(side * fraction)) for side in view.shape)
+    top, left = int((view.shape[0] - height) / 2), int((view.shape[1] - width) / 2)
+    return _cut(view, top, left, (height, width))
 
 
 def _cut(view: View, top: int, left: int, shape: tuple[int, int]) -> View:

@@ -6,6 +6,7 @@ Pillow. Only selected frames are converted and kept.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -154,7 +155,7 @@ def _open_source(
 
 def _stills(paths: list[Path], fps: float) -> Iterator[RawFrame]:
     for index, (path, name) in enumerate(zip(paths, images.frame_names(paths))):
-        yield RawFrame(index, index / fps, name, lambda path=path: images.load_image(path))
+        yield RawFrame(index, index / fps, name, functools.partial(images.load_image, path))
 
 
 def _decode(path: Path) -> Iterator[RawFrame]:
@@ -166,12 +167,12 @@ def _decode(path: Path) -> Iterator[RawFrame]:
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise UserError(f"'{path}' has no video stream.")
-            stream = container.streams.best("video") or container.streams.video[0]
+            stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             rate = float(stream.average_rate or stream.guessed_rate or IMAGE_FPS)
             aspect = float(stream.sample_aspect_ratio or 1) or 1.0
             origin, last = None, -math.inf
-            for index, frame in enumerate(container.decode(stream)):  # noqa: B007
+            for index, frame in enumerate(container.decode(video=0)):
                 time = frame.time
                 origin = time if origin is None else origin
                 if time is None or origin is None or time - origin <= last:
@@ -180,7 +181,7 @@ def _decode(path: Path) -> Iterator[RawFrame]:
                     time -= origin
                 last = time
                 yield RawFrame(
-                    index, time, f"{index:06d}", lambda frame=frame: _to_rgb(frame, aspect)
+                    index, time, f"{index:06d}", functools.partial(_to_rgb, frame, aspect)
                 )
     except av.FFmpegError as error:
         if index < 2:
