@@ -1,0 +1,162 @@
+"""The main flow: frames -> depth prior -> pair prediction -> flow -> alignment -> Scene.
+
+Each stage is a pure function of what came before; this file only puts them in order.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from align3r_jax import pairing, stages
+from align3r_jax.alignment import align as align_lib
+from align3r_jax.alignment import finish, hierarchical
+from align3r_jax.config import ReconstructConfig
+from align3r_jax.errors import UserError
+from align3r_jax.predictors import choose
+from align3r_jax.predictors.protocol import Predictor
+from align3r_jax.priors import mono_depth, optical_flow, shipped
+from align3r_jax.structs import (
+    Array,
+    DepthPrior,
+    Frames,
+    OpticalFlow,
+    PairGraph,
+    Scene,
+    WorkingSize,
+)
+from align3r_jax.weights.store import LoadedNetwork
+
+
+def reconstruct(
+    frames: Frames | Array,
+    *,
+    model: LoadedNetwork | None = None,
+    prior: DepthPrior | None = None,
+    originals: Array | None = None,
+    config: ReconstructConfig = ReconstructConfig(),
+    cache_dir: str | None = None,
+    run: stages.Run | None = None,
+) -> Scene:
+    """Returns depth, cameras, motion masks and confidence of a video of a moving scene.
+
+    frames: `Frames` (of `io.video.read_frames`) or (T, H, W, 3) uint8 RGB with sides that are
+    multiples of 16. model: a network of `align3r_jax.load`; without one the flow predictor works.
+    prior: monocular depth; None computes the one that `config.prior` names from `originals`
+    (T, H0, W0, 3) uint8, the frames before resizing (default: the frames themselves).
+    run: collects times, memory and limits, and resumes.
+    Raises UserError for frames, priors or weights that cannot work together.
+    """
+    frames = as_frames(frames)
+    run = run or stages.Run()
+    originals = frames.images if originals is None else originals
+
+    if prior is None:
+        prior = run.stage(
+            "depth prior",
+            lambda: mono_depth.estimate_depth(
+                frames, originals, shipped.prior_spec(config, model, run.limit),
+                cache_dir=cache_dir, models=shipped.mono_models(),
+            ),
+        )  # fmt: skip
+    source = optical_flow.make_source(config.flow, frames)
+    predictor = choose.make_predictor(config, model, prior, run.limit)
+    run.facts |= {
+        "predictor": predictor.name,
+        "prior": prior.name if prior is not None else "none",
+        "flow": source.name if source is not None else "none",
+    }
+    state = run.stage(
+        "frame features", lambda: predictor.prepare(frames, prior, source), keep=False
+    )
+    for sentence in predictor.limits(state):
+        run.limit(sentence)
+
+    if is_hierarchical(config, frames.num_frames):
+        result = run.stage(
+            "alignment", lambda: _align_hierarchical(frames, predictor, state, source, config, run)
+        )
+    else:
+        result = _align_flat(frames, predictor, state, source, config, run)
+    return finish.to_scene(result, frames, config.alignment, metric=bool(prior and prior.metric))
+
+
+def is_hierarchical(config: ReconstructConfig, num_frames: int) -> bool:
+    """Whether key frames are aligned first, then clips, rather than all frames at once."""
+    if config.pairs.mode == "auto":
+        return num_frames > config.pairs.flat_max_frames
+    return config.pairs.mode == "hierarchical" and num_frames > 4
+
+
+def as_frames(frames: Frames | Array) -> Frames:
+    """Returns checked `Frames`; an array becomes frames one second apart."""
+    if not isinstance(frames, Frames):
+        images = np.asarray(frames)
+        if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
+            raise UserError(
+                f"Frames must be (T, H, W, 3) uint8, got {images.shape} {images.dtype}; "
+                "io.video.read_frames makes them from a video."
+            )
+        height, width = images.shape[1:3]
+        size = WorkingSize(
+            original=(height, width), resized=(height, width), crop=(0, 0), working=(height, width)
+        )
+        names = tuple(f"frame_{k:04d}" for k in range(len(images)))
+        frames = Frames(images, np.arange(len(images), dtype=np.float64), size, names)
+    frames.check()
+    if frames.num_frames < 2:
+        raise UserError(
+            f"Got {frames.num_frames} frame; at least 2 are needed to find cameras and depth."
+        )
+    height, width = frames.images.shape[1:3]
+    if height % 16 or width % 16:
+        raise UserError(
+            f"Frames are {width}x{height}; both sides must be multiples of 16. "
+            "io.video.read_frames resizes and crops to such a size."
+        )
+    return frames
+
+
+def _align_flat(
+    frames: Frames,
+    predictor: Predictor,
+    state: object,
+    source: optical_flow.FlowSource | None,
+    config: ReconstructConfig,
+    run: stages.Run,
+) -> align_lib.AlignResult:
+    graph = pairing.make_pairs(frames.num_frames, config.pairs)
+    predictions = run.stage("pair prediction", lambda: predictor.predict(state, graph))
+    predictions.check(graph)
+    flow = run.stage("optical flow", lambda: _flow_of(frames, source, graph))
+    return run.stage(
+        "alignment",
+        lambda: align_lib.align(
+            predictions, graph, flow, config.alignment, progress=run.progress("alignment")
+        ),
+    )
+
+
+def _align_hierarchical(
+    frames: Frames,
+    predictor: Predictor,
+    state: object,
+    source: optical_flow.FlowSource | None,
+    config: ReconstructConfig,
+    run: stages.Run,
+) -> align_lib.AlignResult:
+    return hierarchical.align_video(
+        frames.num_frames,
+        predict=lambda graph: predictor.predict(state, graph),
+        flow_of=lambda graph: _flow_of(frames, source, graph),
+        pairs=config.pairs,
+        config=config.alignment,
+        progress=run.progress("alignment"),
+    )
+
+
+def _flow_of(
+    frames: Frames, source: optical_flow.FlowSource | None, graph: PairGraph
+) -> OpticalFlow | None:
+    if source is None:
+        return None
+    return source.directed(frames, pairing.directed_pairs(graph))

@@ -1,0 +1,181 @@
+"""The bookkeeping of a run: stages with time and memory, progress, and resuming from disk.
+
+A stage is a pure function of earlier results. When a run has a folder, what a stage returned is
+kept there under a fingerprint of everything it depends on; a resumed run takes it from there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import resource
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from absl import logging
+from tqdm import tqdm
+
+T = TypeVar("T")
+_MAX_KEPT_BYTES = 2 << 30  # a stage whose result is larger is computed again on resume
+
+
+class Run:
+    """One reconstruction in progress. Without arguments it only measures."""
+
+    def __init__(
+        self,
+        folder: Path | None = None,
+        fingerprint: str = "",
+        resume: bool = False,
+        show_progress: bool = False,
+    ):
+        """folder: where finished stages are kept (None: nowhere). resume: take them from there.
+
+        A kept stage is used only if its fingerprint equals `fingerprint`.
+        """
+        self._folder = folder
+        self._fingerprint = fingerprint
+        self._resume = resume
+        self._show_progress = show_progress
+        self.records: list[dict[str, Any]] = []
+        self.limits: list[str] = []
+        self.facts: dict[str, Any] = {}
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def limit(self, sentence: str) -> None:
+        """Notes a limit that a reader of the result should know, and logs it once."""
+        if sentence not in self.limits:
+            self.limits.append(sentence)
+            logging.info("%s", sentence)
+
+    def stage(self, name: str, compute: Callable[[], T], keep: bool = True) -> T:
+        """Returns `compute()`, or what an interrupted run kept of this stage."""
+        path = None
+        if self._folder is not None and keep:
+            path = self._folder / f"{re.sub(r'[^a-z0-9]+', '_', name.lower())}.npz"
+        if path is not None and self._resume:
+            kept = load_tree(path, self._fingerprint)
+            if kept is not None:
+                self.records.append({"stage": name, "seconds": 0.0, "resumed": True})
+                self._say(f"{name}: taken from the interrupted run")
+                return kept[0]
+        self._say(f"{name} ...")
+        _reset_peak_memory()
+        started = time.perf_counter()
+        result = jax.block_until_ready(compute())
+        record = {"stage": name, "seconds": round(time.perf_counter() - started, 3)}
+        record["peak_memory_mb"] = round(_peak_memory_bytes() / 2**20)
+        device = jax.local_devices()[0].memory_stats()
+        if device and "peak_bytes_in_use" in device:
+            record["peak_device_memory_mb"] = round(device["peak_bytes_in_use"] / 2**20)
+        self.records.append(record)
+        self._say(f"{name}: {record['seconds']:.1f} s")
+        if path is not None and _size(result) <= _MAX_KEPT_BYTES:
+            save_tree(path, result, self._fingerprint)
+        return result
+
+    def progress(self, name: str) -> Callable[[int, int, float], None]:
+        """Returns a callback (iteration, total, loss) that draws one bar with the time left."""
+        bar: list[tqdm] = []
+
+        def update(iteration: int, total: int, loss: float) -> None:
+            if not self._show_progress:
+                return
+            if not bar or bar[0].total != total or iteration < bar[0].n:
+                bar[:] = [tqdm(total=total, desc=name, leave=False)]
+            bar[0].set_postfix(loss=f"{loss:.4f}")
+            bar[0].update(iteration - bar[0].n)
+            if iteration >= total:
+                bar[0].close()
+
+        return update
+
+    def _say(self, sentence: str) -> None:
+        if self._show_progress:
+            tqdm.write(sentence)
+
+
+def save_tree(path: Path, tree: Any, fingerprint: str) -> None:
+    """Writes a tree of our structs, dicts, tuples, arrays and plain values; whole or not at all."""
+    arrays: dict[str, np.ndarray] = {}
+    description = json.dumps({"fingerprint": fingerprint, "tree": _describe(tree, arrays)})
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, description=np.array(description), **arrays)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_tree(path: Path, fingerprint: str) -> tuple[Any] | None:
+    """Returns the tree in a 1-tuple; None if missing, damaged, or of another fingerprint."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            description = json.loads(str(file["description"]))
+            if description["fingerprint"] != fingerprint:
+                return None
+            return (_rebuild(description["tree"], file),)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _describe(tree: Any, arrays: dict[str, np.ndarray]) -> Any:
+    if tree is None or isinstance(tree, bool | int | float | str):
+        return {"value": tree}
+    if isinstance(tree, dict):
+        return {"dict": {key: _describe(value, arrays) for key, value in tree.items()}}
+    if isinstance(tree, tuple | list):
+        return {"tuple": [_describe(value, arrays) for value in tree]}
+    if hasattr(tree, "__dataclass_fields__"):
+        fields = {f: _describe(getattr(tree, f), arrays) for f in tree.__dataclass_fields__}
+        kind = type(tree)
+        return {"struct": f"{kind.__module__}:{kind.__qualname__}", "fields": fields}
+    name = f"a{len(arrays)}"
+    arrays[name] = np.asarray(tree)
+    return {"array": name}
+
+
+def _rebuild(description: Any, arrays: Any) -> Any:
+    if "value" in description:
+        return description["value"]
+    if "dict" in description:
+        return {key: _rebuild(value, arrays) for key, value in description["dict"].items()}
+    if "tuple" in description:
+        return tuple(_rebuild(value, arrays) for value in description["tuple"])
+    if "struct" in description:
+        module, _, name = description["struct"].partition(":")
+        if not module.startswith("align3r_jax."):
+            raise ValueError(f"A kept stage holds the foreign type {module}.{name}.")
+        kind = getattr(importlib.import_module(module), name)
+        fields = {f: _rebuild(v, arrays) for f, v in description["fields"].items()}
+        return kind(**fields)
+    return arrays[description["array"]]
+
+
+def _size(tree: Any) -> int:
+    return sum(getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(tree))
+
+
+def _reset_peak_memory() -> None:
+    """Makes the kernel forget the highest resident size so far (Linux; elsewhere nothing)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def _peak_memory_bytes() -> int:
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(r"VmHWM:\s*(\d+) kB", status).group(1)) * 1024
+    except (OSError, AttributeError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

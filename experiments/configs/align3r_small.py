@@ -1,0 +1,33 @@
+"""The shipped pairwise network, trained on rendered pairs alone.
+
+python -m experiments.train --config=experiments/configs/align3r_small.py --workdir=outputs/small
+
+Learns to clean a depth prior, with and without one (prior dropout); hardly any relative pose.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Returns the settings; `arg` is unused."""
+    del arg
+    return ConfigDict(
+        {
+            "task": "pairwise",
+            "network": "align3r_small",
+            "height": 128,
+            "width": 160,
+            "batch_size": 8,
+            "steps": 4000,
+            "seed": 0,
+            "prior_dropout": 0.35,
+            "alpha": 0.2,
+            "optimizer": {"lr": 8e-4, "lr_min": 1e-5, "warmup": 200, "weight_decay": 0.05},
+            "average_decay": 0.998,
+            "compute_dtype": "float32",
+            "log_every": 50,
+            "save_every": 200,
+            "evaluate_every": 500,
+            "max_minutes": 0.0,  # 0: no limit
+        }
+    )

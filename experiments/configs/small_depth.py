@@ -1,0 +1,18 @@
+"""The shipped monocular network, trained on rendered frames alone.
+
+python -m experiments.train --config=experiments/configs/small_depth.py --workdir=outputs/mono
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import align3r_small
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Returns the settings of the pairwise training with the monocular task."""
+    config = align3r_small.get_config(arg)
+    config.task = "mono"
+    config.network = "small_depth"
+    config.optimizer.lr = 2e-3
+    config.steps = 3000
+    return config

@@ -1,0 +1,171 @@
+"""The main job: a video in; depth, cameras, motion masks and a point cloud out.
+
+    python -m experiments.reconstruct --video=my.mp4 --output=outputs/my
+
+Works without weights (optical flow and geometry), better with a depth prior (--prior=files:DIR)
+and with official weights (--weights=DIR, see docs/weights.md). docs/outputs.md lists what it
+writes. Interrupted runs continue with --resume.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import flags, logging
+
+from align3r_jax import config as config_lib
+from align3r_jax import stages
+from align3r_jax.errors import UserError
+from align3r_jax.structs import Frames
+from experiments import cli
+
+_NETWORK_SIZE, _FLOW_SIZE = 512, 320
+
+VIDEO = flags.DEFINE_string(
+    "video", None, "Video file, folder of images, or glob ('frames/*.png').", required=True
+)
+OUTPUT = flags.DEFINE_string("output", None, "Folder to write, made new.", required=True)
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing output.")
+RESUME = flags.DEFINE_bool("resume", False, "Continue an interrupted run of the same settings.")
+START = flags.DEFINE_integer("start", 0, "First frame.", lower_bound=0)
+END = flags.DEFINE_integer("end", None, "Frame to stop before.", lower_bound=1)
+STRIDE = flags.DEFINE_integer("stride", 1, "Take every n-th frame.", lower_bound=1)
+FPS = flags.DEFINE_float("fps", None, "Take this many frames per second.", lower_bound=0.01)
+MAX_FRAMES = flags.DEFINE_integer(
+    "max_frames", 0, "At most this many frames, from the start; 0: all.", lower_bound=0
+)
+SIZE = flags.DEFINE_integer(
+    "size", 0,
+    f"Working size: long side in pixels, or 224 for the short-side rule of the 224 networks. "
+    f"0: the network's own, {_FLOW_SIZE} without weights.", lower_bound=0,
+)  # fmt: skip
+CROP = flags.DEFINE_bool("crop", True, "Centre crop to multiples of 16; --nocrop resizes instead.")
+WEIGHTS = flags.DEFINE_string(
+    "weights", None, "Converted folder, official .pth/.safetensors file, or align3r_small."
+)
+PREDICTOR = flags.DEFINE_enum("predictor", "auto", ["auto", "network", "flow"], "Pair predictor.")
+PRIOR = flags.DEFINE_string("prior", "auto", "Depth prior: auto, small, plane, none or files:DIR.")
+REFINE = flags.DEFINE_bool("refine_prior", True, "Let the shipped network clean files:DIR priors.")
+FLOW = flags.DEFINE_string("flow", "dis", "Optical flow: dis, none or files:DIR.")
+FLOW_QUALITY = flags.DEFINE_enum("flow_quality", "medium", ["medium", "high"], "DIS setting.")
+GRAPH = flags.DEFINE_string("graph", "swinstride-5-noncyclic", "Pair graph of a flat alignment.")
+MODE = flags.DEFINE_enum(
+    "mode", "auto", ["auto", "flat", "hierarchical"], "auto: hierarchical for long videos."
+)
+CLIP_SIZE = flags.DEFINE_integer("clip_size", 10, "Longest clip (hierarchical).", lower_bound=2)
+ITERATIONS = flags.DEFINE_integer("iterations", 300, "Alignment iterations.", lower_bound=1)
+SHARED_FOCAL = flags.DEFINE_bool("shared_focal", True, "One focal for the whole video.")
+DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Network compute type.")
+PAIR_BATCH = flags.DEFINE_integer("pair_batch", 4, "Pairs decoded together.", lower_bound=1)
+TRUTH = flags.DEFINE_string(
+    "truth", None, "Truth of a procedural video (.npz); default: VIDEO's .truth.npz if there."
+)
+CACHE = flags.DEFINE_string("cache_dir", None, "Where depth priors are kept between runs.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of every random choice.")
+
+
+def config_from_flags() -> config_lib.ReconstructConfig:
+    """Returns the settings that the flags name."""
+    return config_lib.ReconstructConfig(
+        predictor=PREDICTOR.value,
+        prior=PRIOR.value,
+        refine_prior=REFINE.value,
+        pairs=config_lib.PairConfig(graph=GRAPH.value, mode=MODE.value, clip_size=CLIP_SIZE.value),
+        flow=config_lib.FlowConfig(source=FLOW.value, quality=FLOW_QUALITY.value),
+        alignment=config_lib.AlignmentConfig(
+            iterations=ITERATIONS.value, shared_focal=SHARED_FOCAL.value
+        ),
+        pair_batch=PAIR_BATCH.value,
+        compute_dtype=DTYPE.value,
+        seed=SEED.value,
+    )
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    # Heavy modules after the flags are known to be good: a typo should fail at once.
+    import align3r_jax
+    from align3r_jax import pipeline
+    from align3r_jax.io import scene_folder, video
+    from experiments import truth as truth_lib
+
+    output = Path(OUTPUT.value)
+    scene_folder.check_output(output, overwrite=OVERWRITE.value)
+    config = config_from_flags()
+    model = align3r_jax.load(WEIGHTS.value) if WEIGHTS.value else None
+    size = SIZE.value or (model.config.img_size if model else _FLOW_SIZE)
+    frames, originals = video.read_frames(
+        VIDEO.value,
+        start=START.value,
+        end=END.value,
+        stride=STRIDE.value,
+        fps=FPS.value,
+        max_frames=MAX_FRAMES.value or None,
+        size=size,
+        crop=CROP.value,
+    )
+    height, width = frames.images.shape[1:3]
+    logging.info("%d frames of %dx%d from %s", frames.num_frames, width, height, VIDEO.value)
+
+    partial = output.with_name(output.name + ".partial")
+    if partial.exists() and not RESUME.value:
+        shutil.rmtree(partial)
+    run = stages.Run(
+        partial, fingerprint(frames, config, model), resume=RESUME.value, show_progress=True
+    )
+    scene = pipeline.reconstruct(
+        frames, model=model, originals=originals, config=config, cache_dir=CACHE.value, run=run
+    )
+    truth = truth_lib.load(TRUTH.value, VIDEO.value, frames)
+    summary = {
+        "input": VIDEO.value,
+        "frames": frames.num_frames,
+        "working_size": [height, width],
+        "original_size": list(frames.size.original),
+        **run.facts,
+        "weights": None if model is None else {"name": model.name, "checksum": model.checksum},
+        "limits": run.limits,
+        "stages": run.records,
+        "losses": {name: float(np.asarray(v)[-1]) for name, v in scene.trace.items() if len(v)},
+        "settings": config_lib.to_dict(config),
+    }
+    if truth is not None:
+        summary["errors"] = truth_lib.errors(scene, truth)
+    scene_folder.save_scene(
+        scene, output, summary=summary, overwrite=OVERWRITE.value,
+        true_world_from_cam=None if truth is None else truth.world_from_cam,
+    )  # fmt: skip
+    shutil.rmtree(partial, ignore_errors=True)
+    print(_closing(output, summary))
+
+
+def fingerprint(frames: Frames, config: config_lib.ReconstructConfig, model) -> str:
+    """Returns a hash of everything that a run's stages depend on."""
+    digest = hashlib.sha256(np.ascontiguousarray(frames.images).tobytes())
+    digest.update(json.dumps(dataclasses.asdict(config), sort_keys=True).encode())
+    digest.update((model.checksum if model else "no weights").encode())
+    return digest.hexdigest()
+
+
+def _closing(output: Path, summary: dict) -> str:
+    lines = ["", *(f"Note: {sentence}" for sentence in summary["limits"])]
+    if "errors" in summary:
+        lines += ["Errors against the truth of this video:"]
+        lines += [f"  {name}: {value:.4g}" for name, value in summary["errors"].items()
+                  if isinstance(value, int | float)]  # fmt: skip
+    lines += [
+        f"Written to {output}: depth/, conf/, dynamic_mask/, rgb/, pred_traj.txt, "
+        "pred_intrinsics.txt, points.ply, scene.glb, depth.mp4, summary.json",
+        f"Look at: {output / 'report.html'}",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    cli.run(main)
