@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from data.procedural import motion
+from data.procedural.draws import Draws
 
 _PREC = jax.lax.Precision.HIGHEST
 _JITTERS = 3  # sinusoids per axis
@@ -119,43 +120,33 @@ def sample_path(
 
     Travel is mostly sideways in the camera's own axes, then forward, least up and down.
     """
-    keys = iter(jax.random.split(key, 24))
-
-    def normal(*shape):
-        return jax.random.normal(next(keys), shape)
-
-    def uniform(low, high, *shape):
-        return jax.random.uniform(next(keys), shape, minval=low, maxval=high)
-
-    def log_uniform(bounds):
-        return jnp.exp(uniform(jnp.log(bounds[0]), jnp.log(bounds[1])))
-
+    draw = Draws(key, 128)
     position = jnp.clip(position, low, high)
     distance = jnp.linalg.norm(target - position)
     axes = look_at(position, target)
-    moves = (uniform(0.0, 1.0) >= options.standing).astype(jnp.float32)
+    moves = (draw.uniform(0.0, 1.0) >= options.standing).astype(jnp.float32)
     reach = jnp.clip(distance, 0.4, 6.0) / 2.5
-    speed = log_uniform(options.speed) * reach * moves
-    turn = log_uniform(options.turn) * reach * moves
-    jitter = log_uniform(options.jitter) * moves
-    own_velocity = normal(3) * jnp.array([0.45, 0.15, 0.3]) * speed
-    tilt = jnp.deg2rad(options.roll) * jnp.where(uniform(0.0, 1.0) < 0.125, 4.0, 1.0)
+    speed = draw.log_uniform(*options.speed) * reach * moves
+    turn = draw.log_uniform(*options.turn) * reach * moves
+    jitter = draw.log_uniform(*options.jitter) * moves
+    own_velocity = draw.normal(3) * jnp.array([0.45, 0.15, 0.3]) * speed
+    tilt = jnp.deg2rad(options.roll) * jnp.where(draw.uniform(0.0, 1.0) < 0.125, 4.0, 1.0)
     fade = 1.0 / jnp.array([1.0, 2.0, 4.0])[:, None]  # fast tremor is small
     return CameraPath(
         position=position,
         velocity=jnp.matmul(axes, own_velocity, precision=_PREC),
-        sway=normal(3) * 0.1 * speed,
-        sway_rate=uniform(0.5, 3.0),
-        sway_phase=uniform(0.0, 6.283),
+        sway=draw.normal(3) * 0.1 * speed,
+        sway_rate=draw.uniform(0.5, 3.0),
+        sway_phase=draw.uniform(0.0, 6.283),
         target=target,
-        target_velocity=normal(3) * jnp.array([0.4, 0.4, 0.25]) * turn,
-        roll=normal() * tilt,
-        roll_rate=normal() * 0.1 * jnp.minimum(moves * log_uniform(options.turn), 1.0),
-        focal_ratio=0.5 / jnp.tan(jnp.deg2rad(uniform(*options.fov)) / 2),
+        target_velocity=draw.normal(3) * jnp.array([0.4, 0.4, 0.25]) * turn,
+        roll=draw.normal() * tilt,
+        roll_rate=draw.normal() * 0.1 * jnp.minimum(moves * draw.log_uniform(*options.turn), 1.0),
+        focal_ratio=0.5 / jnp.tan(jnp.deg2rad(draw.uniform(*options.fov)) / 2),
         low=low,
         high=high,
-        jitter_rate=jnp.array([6.0, 14.0, 30.0]) * jnp.exp(0.25 * normal(3)),
-        jitter_shift=normal(3, 3) * 0.004 * fade * jitter * jnp.minimum(reach * 2, 1.0),
-        jitter_turn=normal(3, 3) * 0.005 * fade * jitter,
-        jitter_phase=uniform(0.0, 6.283, 2, 3, 3),
+        jitter_rate=jnp.array([6.0, 14.0, 30.0]) * jnp.exp(0.25 * draw.normal(3)),
+        jitter_shift=draw.normal(3, 3) * 0.004 * fade * jitter * jnp.minimum(reach * 2, 1.0),
+        jitter_turn=draw.normal(3, 3) * 0.005 * fade * jitter,
+        jitter_phase=draw.uniform(0.0, 6.283, 2, 3, 3),
     )

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from data.procedural import motion
+from data.procedural.draws import Draws
 from data.procedural.shapes import BOX, CYLINDER, SPHERE
 
 _PREC = jax.lax.Precision.HIGHEST
@@ -51,35 +52,13 @@ class Clutter:
     active: jax.Array
 
 
-class _Draw:
-    """Uniform, log-uniform and normal draws from one key, each with a key of its own."""
-
-    def __init__(self, key: jax.Array, count: int):
-        self._keys = iter(jax.random.split(key, count))
-
-    def uniform(self, low, high, *shape):
-        return jax.random.uniform(next(self._keys), shape, minval=low, maxval=high)
-
-    def log_uniform(self, low, high, *shape):
-        return jnp.exp(self.uniform(jnp.log(low), jnp.log(high), *shape))
-
-    def normal(self, *shape):
-        return jax.random.normal(next(self._keys), shape)
-
-    def chance(self, share, *shape):
-        return self.uniform(0.0, 1.0, *shape) < share
-
-    def integer(self, low, high, *shape):
-        return jax.random.randint(next(self._keys), shape, low, high)
-
-
 def _yaw(angle: jax.Array) -> jax.Array:
     return motion.rotation_from_vector(angle[..., None] * jnp.array([0.0, 0.0, 1.0]))
 
 
 def sample_place(key: jax.Array, table_top: float, outdoor: float) -> Place:
     """Draws the box, the size of the populated area and the table."""
-    draw = _Draw(key, 16)
+    draw = Draws(key)
     which = draw.uniform(0.0, 1.0)
     is_table, is_outdoor = which < table_top, which > 1.0 - outdoor
     room = jnp.stack(
@@ -142,7 +121,7 @@ def _table(place: Place) -> Clutter:
 
 def _clutter(key: jax.Array, place: Place) -> Clutter:
     """Things on the table, the floor and the walls; every odd one may stand on its neighbour."""
-    draw = _Draw(key, 40)
+    draw = Draws(key)
     count = CLUTTER.stop - CLUTTER.start
     share_table = jnp.where(place.table_top, 0.8, jnp.where(place.has_table, 0.35, 0.0))
     tabled = draw.chance(share_table, count)
@@ -233,7 +212,7 @@ def _clutter(key: jax.Array, place: Place) -> Clutter:
 
 def _thin(key: jax.Array, place: Place) -> Clutter:
     """Poles, rails and cables of 4-25 mm, on the floor, the table or in the air."""
-    draw = _Draw(key, 12)
+    draw = Draws(key)
     count = THIN.stop - THIN.start
     lying = draw.chance(0.4, count)
     tabled = draw.chance(jnp.where(place.table_top, 0.8, 0.15), count)
@@ -261,7 +240,7 @@ def add_movers(
 
     Movers roll (balls), slide (boxes, tins) on floor or table, or fly and tumble.
     """
-    draw = _Draw(key, 40)
+    draw = Draws(key)
     count = MOVERS.stop - MOVERS.start
     has_movers = draw.chance(moving)
     reach = jnp.where(place.table_top, 0.35, jnp.clip(place.radius / 2.5, 0.6, 3.0))

@@ -61,16 +61,17 @@ def render_pairs(
     height: int,
     width: int,
     options: PairOptions = PairOptions(),
-    chunk: int = 1,
+    chunk: int = 0,
 ) -> PairBatch:
     """Renders `batch` pairs; a pure function of the key.
 
-    chunk: pairs rendered at once. 1 keeps a CPU in its cache; on an accelerator give the batch.
+    chunk: pairs rendered at once; 0 = one on a CPU (it then stays in cache), else up to 64.
     Tracing inside another jitted function drops whatever outputs it does not use.
     """
     keys = jax.random.split(key, batch)
     one = functools.partial(_pair, bank=bank, height=height, width=width, options=options)
-    if chunk <= 1:
+    chunk = chunk or (1 if jax.default_backend() == "cpu" else 64)
+    if chunk == 1:
         return jax.lax.map(one, keys)
     return jax.lax.map(one, keys, batch_size=min(chunk, batch))
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from data.procedural import cameras, layout, motion
+from data.procedural.draws import Draws
 
 _PREC = jax.lax.Precision.HIGHEST
 FACES = 6  # of the environment box, after the primitives in every surface array
@@ -115,21 +116,17 @@ def sample_scene(key: jax.Array, options: SceneOptions = SceneOptions()) -> Scen
 
 def _viewpoint(key, place):
     """Start and target of the camera: looking down on a table-top, or across the place."""
-    keys = iter(jax.random.split(key, 16))
+    draw = Draws(key, 32)
+    azimuth = draw.uniform(-3.1416, 3.1416)
+    on_table = layout.on_table(place, draw.uniform(-0.7, 0.7, 2), 0.05 + draw.uniform(-0.05, 0.15))
+    distance = draw.log_uniform(0.5, 1.9)
+    above = cameras.orbit_point(on_table, azimuth, jnp.deg2rad(draw.uniform(8.0, 75.0)), distance)
 
-    def uniform(low, high, *shape):
-        return jax.random.uniform(next(keys), shape, minval=low, maxval=high)
-
-    azimuth = uniform(-3.1416, 3.1416)
-    on_table = layout.on_table(place, uniform(-0.7, 0.7, 2), 0.05 + uniform(-0.05, 0.15))
-    distance = jnp.exp(uniform(jnp.log(0.5), jnp.log(1.9)))
-    above = cameras.orbit_point(on_table, azimuth, jnp.deg2rad(uniform(8.0, 75.0)), distance)
-
-    target_z = jnp.where(uniform(0.0, 1.0) < 0.25, 0.05, uniform(0.1, 1.5))
-    across_target = jnp.append(uniform(-0.45, 0.45, 2) * place.radius, target_z)
-    ring = uniform(0.4, 0.95) * place.radius * jnp.where(place.outdoor, 1.2, 1.0)
-    height = uniform(0.4, 1.9) * jnp.where(
-        place.outdoor & (uniform(0.0, 1.0) < 0.3), uniform(1.5, 3.5), 1.0
+    target_z = jnp.where(draw.uniform(0.0, 1.0) < 0.25, 0.05, draw.uniform(0.1, 1.5))
+    across_target = jnp.append(draw.uniform(-0.45, 0.45, 2) * place.radius, target_z)
+    ring = draw.uniform(0.4, 0.95) * place.radius * jnp.where(place.outdoor, 1.2, 1.0)
+    height = draw.uniform(0.4, 1.9) * jnp.where(
+        place.outdoor & (draw.uniform(0.0, 1.0) < 0.3), draw.uniform(1.5, 3.5), 1.0
     )
     across = jnp.append(
         across_target[:2] + ring * jnp.stack([jnp.cos(azimuth), jnp.sin(azimuth)]), height
@@ -142,30 +139,28 @@ def _viewpoint(key, place):
 
 
 def _sample_surfaces(key, scale, outdoor, contrast):
-    keys = iter(jax.random.split(key, 12))
+    draw = Draws(key)
     count = layout.COUNT + FACES
-    tile = jax.random.randint(next(keys), (count,), 0, 1 << 16)
+    tile = draw.integer(0, 1 << 16, count)
     # One tile spans 1-5 times the half size of an object, 0.5-3 m on walls, more outdoors.
-    spread = jnp.exp(jax.random.uniform(next(keys), (count,), minval=0.0, maxval=1.6))
+    spread = draw.log_uniform(1.0, 5.0, count)
     objects = jnp.clip(jnp.median(scale, axis=1), 0.02, 0.6)
     walls = jnp.full(FACES, 0.55) * jnp.where(outdoor, 3.0, 1.0)
     density = 1.0 / (jnp.concatenate([objects, walls]) * spread)
     tint = jnp.clip(
-        1
-        + 0.2 * jax.random.normal(next(keys), (count, 1))
-        + 0.1 * jax.random.normal(next(keys), (count, 3)),
+        1 + 0.2 * draw.normal(count, 1) + 0.1 * draw.normal(count, 3),
         0.4,
         1.4,
     )
     sky = outdoor & (jnp.arange(count) == CEILING)
     tint = jnp.where(sky[:, None], jnp.array([0.75, 0.85, 1.05]), tint)
     density = jnp.where(sky, 0.03, density)
-    glossy = jax.random.uniform(next(keys), (count,)) < 0.3
-    gloss = jnp.where(glossy, jax.random.uniform(next(keys), (count,), maxval=0.5), 0.0)
+    glossy = draw.chance(0.3, count)
+    gloss = jnp.where(glossy, draw.uniform(0.0, 0.5, count), 0.0)
     return Surfaces(
         tile=tile,
         density=density,
-        offset=jax.random.uniform(next(keys), (count, 2)),
+        offset=draw.uniform(0.0, 1.0, count, 2),
         tint=tint,
         gloss=jnp.where(sky, 0.0, gloss),
         contrast=jnp.float32(contrast),
@@ -173,12 +168,12 @@ def _sample_surfaces(key, scale, outdoor, contrast):
 
 
 def _sample_light(key, outdoor):
-    key_direction, key_ambient, key_lamp = jax.random.split(key, 3)
-    direction = jax.random.normal(key_direction, (3,))
+    draw = Draws(key, 8)
+    direction = draw.normal(3)
     direction = direction.at[2].set(jnp.abs(direction[2]) + 0.5)
-    lamp = jax.random.uniform(key_lamp, (), maxval=0.6)
+    lamp = draw.uniform(0.0, 0.6)
     return Light(
         direction=direction / jnp.linalg.norm(direction),
-        ambient=jax.random.uniform(key_ambient, (), minval=0.3, maxval=0.75),
+        ambient=draw.uniform(0.3, 0.75),
         lamp=jnp.where(outdoor, 0.0, lamp),
     )
