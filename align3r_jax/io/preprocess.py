@@ -109,8 +109,8 @@ def pointmap_to_working(pointmap: np.ndarray, size: WorkingSize) -> np.ndarray:
     """Returns a normalised (Hd, Wd, 3) float32 point map at working size, (H, W, 3) float32.
 
     OpenCV Lanczos-4 when shrinking, else cubic: values overshoot [0, 1] slightly and stay so.
-    The long side is made that of the resized image, hence the map should have the image's shape.
-    Raises ValueError if its shape differs so much that the crop is not filled.
+    The long side is made that of the resized image, so the map must have the image's proportions;
+    if its short side is shorter, the result is smaller than the working size.
     """
     long_side = max(size.between or size.resized)
     height, width = _resize_long_side(pointmap.shape[:2], long_side)
@@ -119,13 +119,10 @@ def pointmap_to_working(pointmap: np.ndarray, size: WorkingSize) -> np.ndarray:
     resized = cv2.resize(np.ascontiguousarray(pointmap), (width, height), interpolation=kernel)
     if size.between is not None:
         return cv2.resize(resized, size.working[::-1], interpolation=cv2.INTER_CUBIC)
-    if height < size.working[0] or width < size.working[1]:
-        raise ValueError(
-            f"A point map of shape {pointmap.shape[:2]} becomes {height, width}, smaller than the "
-            f"crop {size.working}; resize it to the image's size {size.original} first."
-        )
-    corner = (height // 2 - size.working[0] // 2, width // 2 - size.working[1] // 2)
-    return _crop(resized, corner, size.working)
+    half_y, half_x = size.working[0] // 2, size.working[1] // 2
+    rows = slice(max(height // 2 - half_y, 0), height // 2 + half_y)
+    columns = slice(max(width // 2 - half_x, 0), width // 2 + half_x)
+    return np.ascontiguousarray(resized[rows, columns])
 
 
 def depth_to_working(depth: np.ndarray, size: WorkingSize) -> np.ndarray:

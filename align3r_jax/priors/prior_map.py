@@ -40,18 +40,19 @@ def camera_points(depth: np.ndarray, focal: np.ndarray | None) -> np.ndarray:
 
 
 def _minmax(native: np.ndarray, size: WorkingSize) -> np.ndarray:
-    pointmap = preprocess.normalised_pointmap(_to_original(native, size.original))
-    return preprocess.pointmap_to_working(pointmap, size)
-
-
-def _to_original(depth: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Resizes a depth map to the image; missing pixels neither spread nor ring."""
-    if depth.shape == shape:
-        return depth
-    missing = ~np.isfinite(depth)
-    if not missing.any():
-        return cv2.resize(depth, shape[::-1], interpolation=cv2.INTER_CUBIC)
-    nearest = ndimage.distance_transform_edt(missing, return_distances=False, return_indices=True)
-    resized = cv2.resize(depth[tuple(nearest)], shape[::-1], interpolation=cv2.INTER_CUBIC)
-    share = cv2.resize(missing.astype(np.float32), shape[::-1], interpolation=cv2.INTER_LINEAR)
-    return np.where(share > 0.5, np.float32(np.nan), resized)
+    missing = ~np.isfinite(native)
+    if missing.all():
+        return np.zeros((*size.working, 3), np.float32)
+    if missing.any():
+        # filled by the nearest known depth, so that the resizing filters do not ring at holes
+        nearest = ndimage.distance_transform_edt(
+            missing, return_distances=False, return_indices=True
+        )
+        native = native[tuple(nearest)]
+    if native.shape != size.original:
+        native = cv2.resize(native, size.original[::-1], interpolation=cv2.INTER_CUBIC)
+    pointmap = preprocess.pointmap_to_working(preprocess.normalised_pointmap(native), size)
+    if missing.any():
+        share = preprocess.depth_to_working(missing.astype(np.float32), size)
+        pointmap[share > 0.5] = 0
+    return pointmap

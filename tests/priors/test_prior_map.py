@@ -100,9 +100,17 @@ def test_missing_depth_is_zero_and_leaves_the_rest_alone(shape):
     assert np.isfinite(patched).all()
     np.testing.assert_allclose(patched[1], complete[1], atol=1e-6)
     rows = slice(16, 20)  # well inside of the hole at working size (64 x 48)
-    assert np.abs(patched[0, rows, 28:36]).max() < 1e-6
+    assert (patched[0, rows, 28:36] == 0).all()
+    assert patched.min() > -0.01 and patched.max() < 1.01  # no ringing at the edge of the hole
     np.testing.assert_allclose(patched[0, 32:], complete[0, 32:], atol=1e-5)
     np.testing.assert_allclose(patched[0, :, 48:], complete[0, :, 48:], atol=1e-5)
+
+
+def test_a_frame_without_any_depth_is_zero():
+    plan = preprocess.plan_working_size((96, 128), 64)
+    nothing = np.full((1, 96, 128), np.nan, np.float32)
+    prior = DepthPrior(nothing, np.full((1, *plan.working), np.nan, np.float32), None, "test")
+    assert (prior_map.prior_maps(prior, MINMAX, plan) == 0).all()
 
 
 def test_plane_has_flat_depth_and_straight_axes():
