@@ -1,0 +1,75 @@
+"""Stages are measured, kept whole, taken again only for the same settings."""
+
+import numpy as np
+import pytest
+
+from align3r_jax import stages
+from align3r_jax.structs import DepthPrior, OpticalFlow
+
+
+def _prior():
+    depth = np.linspace(1, 2, 24, dtype=np.float32).reshape(2, 3, 4)
+    return DepthPrior(depth, depth, None, "plane")
+
+
+def test_a_tree_survives_the_disk(tmp_path):
+    flow = OpticalFlow(
+        np.array([[0, 1]], np.int32), np.ones((1, 3, 4, 2)), np.ones((1, 3, 4)), name="dis"
+    )
+    tree = {"prior": _prior(), "flow": flow, "loss": 0.5, "names": ("a", "b"), "none": None}
+    stages.save_tree(tmp_path / "x.npz", tree, "f")
+    (back,) = stages.load_tree(tmp_path / "x.npz", "f")
+    assert back["prior"].name == "plane" and back["prior"].focal is None
+    np.testing.assert_array_equal(back["prior"].depth, tree["prior"].depth)
+    np.testing.assert_array_equal(back["flow"].pairs, flow.pairs)
+    assert back["loss"] == 0.5 and back["names"] == ("a", "b") and back["none"] is None
+
+
+def test_another_fingerprint_or_a_damaged_file_is_not_used(tmp_path):
+    path = tmp_path / "x.npz"
+    stages.save_tree(path, _prior(), "f")
+    assert stages.load_tree(path, "g") is None
+    path.write_bytes(path.read_bytes()[:-50])
+    assert stages.load_tree(path, "f") is None
+    assert stages.load_tree(tmp_path / "missing.npz", "f") is None
+
+
+def test_a_foreign_type_is_refused(tmp_path):
+    path = tmp_path / "x.npz"
+    stages.save_tree(path, _prior(), "f")
+    with np.load(path) as file:
+        content = dict(file)
+    text = str(content["description"]).replace("align3r_jax.structs", "subprocess")
+    content["description"] = np.array(text)
+    np.savez(path, **content)
+    assert stages.load_tree(path, "f") is None
+
+
+def test_a_resumed_run_takes_finished_stages_and_computes_the_rest(tmp_path):
+    first = stages.Run(tmp_path, "f")
+    first.stage("depth prior", _prior)
+    with pytest.raises(KeyboardInterrupt):
+        first.stage("alignment", _interrupt)
+    calls = []
+    second = stages.Run(tmp_path, "f", resume=True)
+    prior = second.stage("depth prior", lambda: calls.append("prior"))
+    assert prior.name == "plane" and not calls
+    assert second.stage("alignment", lambda: 7) == 7
+    assert [r.get("resumed", False) for r in second.records] == [True, False]
+    assert second.records[1]["peak_memory_mb"] > 0
+
+
+def test_a_new_run_computes_everything(tmp_path):
+    stages.Run(tmp_path, "f").stage("depth prior", _prior)
+    assert stages.Run(tmp_path, "f").stage("depth prior", lambda: 3) == 3
+
+
+def _interrupt():
+    raise KeyboardInterrupt
+
+
+def test_limits_are_noted_once():
+    run = stages.Run()
+    run.limit("a")
+    run.limit("a")
+    assert run.limits == ["a"]
