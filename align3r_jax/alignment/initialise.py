@@ -97,7 +97,7 @@ def initialise(
 
 def encode(scene: StartingScene, config: AlignmentConfig) -> AlignmentVariables:
     """Returns the scene as the aligner's variables."""
-    return variables.encode(
+    return _encode(
         scene.depth,
         scene.world_from_cam,
         scene.focal,
@@ -106,6 +106,9 @@ def encode(scene: StartingScene, config: AlignmentConfig) -> AlignmentVariables:
         scene.pair_translation,
         config,
     )
+
+
+_encode = jax.jit(variables.encode, static_argnames="config")
 
 
 def starting_scene(
@@ -162,12 +165,11 @@ def register_scene(
     pair_scale, pair_rotation, pair_translation = register_pairs(
         predictions.pointmap1, predictions.confidence1, points, graph.pairs[:, 0]
     )
-    gain = variables.scale_normalisation(jnp.log(pair_scale), config)
-    points = gain * points
-    world_from_cam = jnp.asarray(world_from_cam, jnp.float32).at[:, :3, 3].multiply(gain)
+    world_from_cam = jnp.asarray(world_from_cam, jnp.float32)
+    points, world_from_cam, depth = _normalise_scale(points, world_from_cam, pair_scale, config)
     return StartingScene(
         points=points,
-        depth=_depth_in_cameras(points, world_from_cam),
+        depth=depth,
         world_from_cam=world_from_cam,
         focal=jnp.asarray(focals, jnp.float32),
         pair_scale=pair_scale,
@@ -236,8 +238,8 @@ def spanning_tree_scene(
     if np.isnan(focals[first]):
         focals[first] = _weiszfeld(pointmaps[0][k], _principal_point(known, first))
     for side in (0, 1):
-        points[pairs[k, side]] = pointmap.change_frame(
-            pointmaps[side][k], jnp.float32(pose[:3, :3]), jnp.float32(pose[:3, 3])
+        points[pairs[k, side]] = _change_frame(
+            pointmaps[side][k], np.float32(pose[:3, :3]), np.float32(pose[:3, 3]), np.float32(1)
         )
 
     while todo:
@@ -255,11 +257,12 @@ def spanning_tree_scene(
         scale, rotation, translation = _register(
             pointmaps[side][k], confidences[side][k], points[pairs[k, side]]
         )
-        points[pairs[k, 1 - side]] = pointmap.change_frame(
+        points[pairs[k, 1 - side]] = _change_frame(
             pointmaps[1 - side][k], rotation, translation, scale
         )
         if poses[first] is None:
-            poses[first] = np.asarray(rigid.pose(rotation, translation), np.float64)
+            poses[first] = np.eye(4)
+            poses[first][:3] = np.column_stack([rotation, translation])
         used.append(tuple(pairs[k].tolist()))
         previous = k
     return Tree(points, poses, focals, used)
@@ -301,6 +304,7 @@ def _register(source: Array, weights: Array, target: Array):
 
 
 _weiszfeld = jax.jit(focal_lib.weiszfeld_focal)
+_change_frame = jax.jit(pointmap.change_frame)
 
 
 @jax.jit
@@ -310,13 +314,16 @@ def _move_scene(points, world_from_cam, scale, rotation, translation):
     return moved, rigid.pose(rigid.compose(rotation, world_from_cam[:, :3, :3]), centres)
 
 
-@jax.jit
-def _depth_in_cameras(points: Array, world_from_cam: Array) -> Array:
-    """Returns (T, H, W), the z of world points in the camera of their frame."""
+@partial(jax.jit, static_argnames="config")
+def _normalise_scale(points: Array, world_from_cam: Array, pair_scale: Array, config):
+    """Returns points and poses times g, and (T, H, W) the z of the points in their cameras."""
+    gain = variables.scale_normalisation(jnp.log(pair_scale), config)
+    points = gain * points
+    world_from_cam = world_from_cam.at[:, :3, 3].multiply(gain)
     cam_from_world = rigid.invert(world_from_cam)
     z_axis, offset = cam_from_world[:, 2, :3], cam_from_world[:, 2, 3]
     depth = jnp.einsum("ti,thwi->thw", z_axis, points, precision="highest")
-    return depth + offset[:, None, None]
+    return points, world_from_cam, depth + offset[:, None, None]
 
 
 def _first_pair(todo: list[int], pairs: np.ndarray, prior: KeyFramePrior | None) -> int:

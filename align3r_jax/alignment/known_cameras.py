@@ -101,7 +101,9 @@ def initialise(
     )
 
 
-def align_poses(source_poses: Array, target_poses: Array) -> tuple[Array, Array, Array]:
+def align_poses(
+    source_poses: Array, target_poses: Array
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """`registration.align_poses` of (T, 4, 4) or (P, T, 4, 4) in float64, returned in float32.
 
     The orientation about a common baseline rests on points a hundredth of it apart, whose
@@ -110,25 +112,25 @@ def align_poses(source_poses: Array, target_poses: Array) -> tuple[Array, Array,
     with jax.enable_x64(True):
         align = registration.align_poses
         align = jax.vmap(align) if source_poses.ndim == 4 else align
-        similarity = align(np.asarray(source_poses, np.float64), np.asarray(target_poses, float))
-        similarity = tuple(np.asarray(part, np.float32) for part in similarity)
-    return tuple(jnp.asarray(part) for part in similarity)
+        similarity = jax.jit(align)(
+            np.asarray(source_poses, np.float64), np.asarray(target_poses, np.float64)
+        )
+        return tuple(np.asarray(part, np.float32) for part in similarity)
 
 
 def _similarities(
     cam1_from_cam2: np.ndarray, world_from_cams: np.ndarray
-) -> tuple[Array, Array, Array]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Carries the cameras (I, cam1_from_cam2) of every pair onto its two known cameras."""
     local = np.stack([np.broadcast_to(np.eye(4), cam1_from_cam2.shape), cam1_from_cam2], axis=1)
     scale, rotation, translation = align_poses(local, world_from_cams)
     # Failed PnP, or cameras that stand still: the scale of the other pairs, at the first camera.
-    usable = jnp.isfinite(scale) & (scale > 1e-6) & (scale < 1e6)
-    logs = jnp.where(usable, jnp.log(jnp.where(usable, scale, 1.0)), 0.0)
-    typical = jnp.exp(jnp.sum(logs) / jnp.maximum(jnp.sum(usable), 1))
-    first = jnp.asarray(world_from_cams[:, 0], jnp.float32)
-    rotation = jnp.where(usable[:, None, None], rotation, first[:, :3, :3])
-    translation = jnp.where(usable[:, None], translation, first[:, :3, 3])
-    return jnp.where(usable, scale, typical), rotation, translation
+    usable = np.isfinite(scale) & (scale > 1e-6) & (scale < 1e6)
+    typical = np.exp(np.mean(np.log(scale[usable]))) if usable.any() else np.float32(1)
+    first = np.asarray(world_from_cams[:, 0], np.float32)
+    rotation = np.where(usable[:, None, None], rotation, first[:, :3, :3])
+    translation = np.where(usable[:, None], translation, first[:, :3, 3])
+    return np.where(usable, scale, typical), rotation, translation
 
 
 def _depths(
@@ -193,6 +195,8 @@ def _check_poses(poses: np.ndarray, num_frames: int, pose_mask: Array | None) ->
             f"{count} of {num_frames} poses are known. Give the poses of all frames, or of none "
             "and let them be estimated."
         )
+    if not np.isfinite(poses).all():
+        raise UserError("Known poses hold NaN or infinite values; every pose is needed.")
     rotations = poses[:, :3, :3]
     products = np.einsum("tij,tkj->tik", rotations, rotations)
     rigid_motion = np.isclose(products, np.eye(3), atol=1e-3).all((1, 2))
