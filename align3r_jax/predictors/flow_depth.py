@@ -1,0 +1,247 @@
+"""Depth of every pixel from known cameras and flow, pulled to a prior where parallax is low.
+
+Three steps on a lattice of pixels: triangulate every pixel on its own (`triangulate`); fit the
+prior of each frame to the triangulated depth, one scale and contrast per frame, consistent over
+the clip (`fit_prior`); solve for the most probable log depth x of each frame (`regularise`),
+
+    sum_p (x_p - m_p)^2 / v_p + (x_p - l_p)^2 / s_u^2 + sum_edges rho((x_p - l_p) - (x_q - l_q)),
+
+with m, v the triangulated log depth and its variance, l the fitted prior (a plane without one).
+So depth is triangulated where parallax fixes it, and the prior's relief elsewhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from scipy import linalg
+
+from align3r_jax.predictors import flow_bundle
+
+
+def triangulate(
+    structure: flow_bundle.Structure,
+    obs: flow_bundle.Observations,
+    log_rho: np.ndarray,
+    noise_px: float,
+    iterations: int = 8,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log inverse depth of every lattice pixel for fixed cameras, and its variance.
+
+    log_rho: (T, P) start. noise_px: scale of the robust loss and of the flow's error. Errors of
+    the fields that start in one pixel are taken as fully correlated: many fields do not make a
+    pixel surer than its best one. Returns (log_rho, variance), both (T, P).
+    """
+    rot, shift = (a.astype(np.float32) for a in flow_bundle.relative(structure, obs))
+    focal = np.float32(structure.focal)
+    ray = np.concatenate([obs.xy / focal, np.ones((len(obs.xy), 1))], 1).astype(np.float32)
+    turned = ray @ np.swapaxes(rot, -1, -2)  # (T, K, P, 3)
+    low, high = np.median(log_rho) + np.log([1 / 30, 30])
+    x = log_rho.astype(np.float32)
+    start = x
+    c2 = np.float32((2 * noise_px) ** 2)
+    for _ in range(iterations):
+        rho = np.exp(x)[:, None]
+        y = turned + rho[..., None] * shift[:, :, None]
+        z = np.maximum(y[..., 2], 0.05)
+        q = focal * y[..., :2] / z[..., None]
+        error = q - obs.target
+        slope = (
+            focal
+            * (rho / z)[..., None]
+            * (shift[:, :, None, :2] - q / focal * shift[:, :, None, 2:])
+        )  # d q / d log rho
+        w = obs.weight / (1 + np.square(error).sum(-1) / c2)
+        info = np.square(slope).sum(-1)
+        h = (w * info).sum(1)
+        weak = np.float32(noise_px**2)  # holds pixels without parallax where they started
+        g = (w * (slope * error).sum(-1)).sum(1) + weak * (x - start)
+        x = np.clip(x - np.clip(g / (h + weak), -0.5, 0.5), low, high)
+    strength = (w * info).sum(1) / np.maximum(w.sum(1), 1e-3) * np.minimum(w.sum(1), 1)
+    return x, noise_px**2 / np.maximum(strength, 1e-9)
+
+
+@dataclasses.dataclass(frozen=True)
+class FittedPrior:
+    """log_depth: (T, P), the prior (or plane) in the scale of the bundle; sigma: how far true log
+    depth lies from it; useful: False if a plane fits the triangulated depth as well."""
+
+    log_depth: np.ndarray
+    sigma: float
+    useful: bool
+
+
+def frame_offsets(
+    log_depth: np.ndarray,
+    structure: flow_bundle.Structure,
+    obs: flow_bundle.Observations,
+    offset: np.ndarray,
+    precision: np.ndarray,
+) -> np.ndarray:
+    """Offsets (T,) that bring the log depth of all frames to one scale.
+
+    Minimises sum_i u_i (o_i - offset_i)^2 + sum_ij n_ij (o_i - o_j - d_ij)^2 with offset_i, u_i
+    from triangulation and d_ij the median over pixels that flow from i to j of how much the depth
+    maps disagree. Where nothing is triangulated the pairs still hold the frames together.
+    """
+    frames, slots = obs.neighbour.shape
+    rows, columns = obs.lattice
+    step = obs.xy[1, 0] - obs.xy[0, 0]
+    rot, shift = flow_bundle.relative(structure, obs)
+    ray = np.concatenate([obs.xy / structure.focal, np.ones((len(obs.xy), 1))], 1)
+    normal = np.diag(precision + 1e-6)
+    right = precision * offset
+    for i in range(frames):
+        for slot in range(slots):
+            j, weight = obs.neighbour[i, slot], obs.weight[i, slot]
+            if j == i or weight.mean() < 0.2:
+                continue
+            cell = np.rint((obs.target[i, slot] - obs.xy[0]) / step).astype(int)
+            cell = np.clip(cell[:, 1], 0, rows - 1) * columns + np.clip(cell[:, 0], 0, columns - 1)
+            depth = np.exp(log_depth[i] + offset[i])
+            moved = depth * (ray @ rot[i, slot][2]) + shift[i, slot][2]
+            change = np.log(np.clip(moved / depth, 0.3, 3))
+            gap = np.median((log_depth[j][cell] - log_depth[i] - change)[weight > 0])
+            strength = 1 / 0.05**2
+            normal[i, i] += strength
+            normal[j, j] += strength
+            normal[i, j] -= strength
+            normal[j, i] -= strength
+            right[i] += strength * gap
+            right[j] -= strength * gap
+    return np.linalg.solve(normal, right)
+
+
+def fit_prior(
+    measured: np.ndarray,
+    variance: np.ndarray,
+    prior: np.ndarray | None,
+    structure: flow_bundle.Structure,
+    obs: flow_bundle.Observations,
+) -> FittedPrior:
+    """Fits offset, contrast and tilt of every frame's prior log depth to the measured one.
+
+    measured, variance: (T, P) triangulated log depth. prior: (T, P) log depth, or None.
+    A prior that explains no more of the measured relief than a tilted plane is left out.
+    """
+    plane = _fit(measured, variance, np.zeros_like(measured), structure, obs, contrast=False)
+    if prior is None:
+        return FittedPrior(plane[0], plane[1], False)
+    fitted = _fit(measured, variance, prior, structure, obs, contrast=True)
+    known = np.median(variance) < 0.3**2
+    if known and fitted[1] > 0.95 * plane[1]:
+        return FittedPrior(plane[0], plane[1], False)
+    return FittedPrior(fitted[0], fitted[1], True)
+
+
+def _fit(measured, variance, relief, structure, obs, contrast):
+    size = np.abs(obs.xy).max()
+    weight = 1 / (variance + 0.05**2)
+    tilt = obs.xy / size
+    fitted = np.empty_like(measured)
+    offset, precision = np.zeros(len(measured)), np.zeros(len(measured))
+    for i in range(len(measured)):
+        middle = np.median(relief[i])
+        design = np.stack([np.ones(len(tilt)), relief[i] - middle, tilt[:, 0], tilt[:, 1]], 1)
+        # Expected before any measurement: contrast 1 (0 for a plane), no tilt.
+        ridge = np.array([1e-6, 1 / 0.25**2 if contrast else 1e8, 1 / 0.15**2, 1 / 0.15**2])
+        if not contrast:
+            ridge[2:] = 1 / 0.5**2
+        mean = np.array([0.0, 1.0 if contrast else 0.0, 0.0, 0.0])
+        share = 1.0 / 50  # neighbouring pixels err together
+        w = weight[i].copy()
+        for _ in range(6):
+            weighted = design * (w * share)[:, None]
+            normal = weighted.T @ design + np.diag(ridge)
+            coefficients = np.linalg.solve(normal, weighted.T @ measured[i] + ridge * mean)
+            miss = measured[i] - design @ coefficients
+            w = weight[i] / (1 + np.square(miss) / 0.15**2)
+        fitted[i] = design[:, 1:] @ coefficients[1:]
+        offset[i], precision[i] = coefficients[0], (w * share).sum()
+    joint = frame_offsets(fitted, structure, obs, offset, precision)
+    fitted = fitted + joint[:, None]
+    miss = np.abs(measured - fitted)
+    order = np.argsort(miss.ravel())
+    cumulated = np.cumsum(weight.ravel()[order])
+    middle = miss.ravel()[order][np.searchsorted(cumulated, cumulated[-1] / 2)]
+    return fitted, float(np.clip(1.48 * middle, 0.05, 0.6))
+
+
+def regularise(
+    measured: np.ndarray,
+    variance: np.ndarray,
+    fitted: FittedPrior,
+    edge_strength: np.ndarray,
+    lattice: tuple[int, int],
+    iterations: int = 4,
+) -> np.ndarray:
+    """The most probable log depth (T, P): see the head of this file.
+
+    edge_strength: (T, rows, columns) brightness of the lattice, 0 to 1; neighbours that differ in
+    it may differ in depth.
+    """
+    result = np.empty_like(measured)
+    for i in range(len(measured)):
+        result[i] = _regularise_frame(
+            measured[i] - fitted.log_depth[i],
+            variance[i] + 0.02**2,
+            fitted.sigma,
+            edge_strength[i],
+            lattice,
+            iterations,
+        )
+    return result + fitted.log_depth
+
+
+def _regularise_frame(measured, variance, sigma, brightness, lattice, iterations):
+    rows, columns = lattice
+    step = 0.25 * sigma  # expected change between neighbours, more across image edges
+    loose = 1 + (np.abs(np.diff(brightness, axis=1)) / 0.06) ** 2
+    sigma_x = step * np.minimum(loose, 9) ** 0.5
+    loose = 1 + (np.abs(np.diff(brightness, axis=0)) / 0.06) ** 2
+    sigma_y = step * np.minimum(loose, 9) ** 0.5
+    x = measured * sigma**2 / (sigma**2 + variance)
+    bands = np.zeros((columns + 1, rows * columns))
+    for _ in range(iterations):
+        data = 1 / (variance * (1 + np.square(x - measured) / (4 * variance)))
+        grid = x.reshape(rows, columns)
+        wx = 1 / (sigma_x**2 * (1 + np.square(np.diff(grid, axis=1) / sigma_x) / 4))
+        wy = 1 / (sigma_y**2 * (1 + np.square(np.diff(grid, axis=0) / sigma_y) / 4))
+        diagonal = (data + 1 / (16 * sigma**2)).reshape(rows, columns).copy()
+        diagonal[:, 1:] += wx
+        diagonal[:, :-1] += wx
+        diagonal[1:] += wy
+        diagonal[:-1] += wy
+        bands[:] = 0
+        bands[0] = diagonal.ravel()
+        bands[1] = -np.pad(wx, ((0, 0), (0, 1))).ravel()
+        bands[columns, : (rows - 1) * columns] = -wy.ravel()
+        x = linalg.solveh_banded(bands, data * measured, lower=True, check_finite=False)
+    return x
+
+
+def motion_score(
+    structure: flow_bundle.Structure,
+    obs: flow_bundle.Observations,
+    variance: np.ndarray,
+    noise_px: float,
+) -> np.ndarray:
+    """How surely a pixel moves by itself: (T, P), mean over its fields of the squared distance
+    between its flow and that of the static scene, in units of what noise of the flow and the
+    uncertainty of its depth (`variance` of log depth) explain; 0 where no flow is trusted."""
+    rot, shift = (a.astype(np.float32) for a in flow_bundle.relative(structure, obs))
+    y, q = flow_bundle.project(structure, obs)
+    error = q - obs.target
+    rho = np.exp(structure.log_rho).astype(np.float32)[:, None, :, None]
+    focal = np.float32(structure.focal)
+    slope = focal * rho / y[..., 2:] * (shift[:, :, None, :2] - q / focal * shift[:, :, None, 2:])
+    motion = np.square(obs.target - obs.xy).sum(-1)
+    noise = noise_px**2 + 0.02**2 * motion
+    spread = variance[:, None]
+    along = (error * slope).sum(-1)
+    squared = np.square(error).sum(-1) - spread * along**2 / (
+        noise + spread * np.square(slope).sum(-1)
+    )
+    score = np.minimum(squared / noise, 25)
+    return (obs.weight * score).sum(1) / np.maximum(obs.weight.sum(1), 1)
