@@ -70,7 +70,7 @@ NETWORK_PRESETS: dict[str, NetworkConfig] = {
         enc_embed_dim=96, enc_depth=4, enc_num_heads=6, dec_embed_dim=64, dec_depth=8,
         dec_num_heads=2, prior_branch=False, head="linear",
     ),
-    # The shipped network: 7.7 M parameters, works with and without a prior.
+    # The shipped network: at most 8 M parameters, works with and without a prior.
     "align3r_small": NetworkConfig(
         enc_embed_dim=128, enc_depth=5, enc_num_heads=4, dec_embed_dim=128, dec_depth=4,
         dec_num_heads=4, img_size=224, prior_encoding="ray", output="anchored",

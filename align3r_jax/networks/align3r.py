@@ -20,7 +20,7 @@ from flax import struct
 
 from align3r_jax.config import NetworkConfig
 from align3r_jax.errors import UserError
-from align3r_jax.networks import croco, heads, prior_branch
+from align3r_jax.networks import croco, heads, initial, prior_branch
 from align3r_jax.networks.layers import attention, blocks, patch_embed, rope2d
 from align3r_jax.networks.layers.attention import Dtype
 
@@ -107,8 +107,8 @@ class Align3R(nn.Module):
     def setup(self) -> None:
         config = self.config
         check_config(config)
-        common = dict(mlp_ratio=config.mlp_ratio, dtype=self.dtype, remat=self.remat)
-        cut = dict(patch=config.patch_size, rope_base=config.rope_base)
+        common = {"mlp_ratio": config.mlp_ratio, "dtype": self.dtype, "remat": self.remat}
+        cut = {"patch": config.patch_size, "rope_base": config.rope_base}
         self.encoder = croco.Encoder(
             config.enc_embed_dim, config.enc_depth, config.enc_num_heads, **common, **cut
         )
@@ -307,25 +307,17 @@ def _inject(tokens: jax.Array, injections: jax.Array, index: int) -> jax.Array:
     return tokens + injections[:, index] if index < injections.shape[1] else tokens
 
 
-def init_params(config: NetworkConfig, key: jax.Array) -> dict[str, Any]:
-    """Initial parameters by the rules of CroCo and DUSt3R; decoder 2 starts as decoder 1.
-
-    Injections start at 0, so a new prior branch changes nothing; so does the last layer of an
-    anchored head, so that network starts at its prior.
-    """
-
-    def init(key: jax.Array) -> dict[str, Any]:
-        image = jnp.zeros((1, config.patch_size, config.patch_size, 3))
-        prior = image if config.prior_branch else None
-        params = Align3R(config).init(key, image, image, prior, prior)["params"]
-        return {**params, "decoder2": params["decoder1"]}
-
-    return jax.jit(init)(key)
-
-
 def abstract_params(config: NetworkConfig) -> dict[str, Any]:
     """The parameter tree as shapes and types, without memory."""
-    return jax.eval_shape(lambda key: init_params(config, key), jax.random.key(0))
+    image = jax.ShapeDtypeStruct((1, config.patch_size, config.patch_size, 3), jnp.float32)
+    prior = image if config.prior_branch else None
+    init = Align3R(config).init
+    return jax.eval_shape(init, jax.random.key(0), image, image, prior, prior)["params"]
+
+
+def init_params(config: NetworkConfig, key: jax.Array) -> dict[str, Any]:
+    """Parameters to train from scratch, by the rules of `networks.initial`."""
+    return initial.fill(abstract_params(config), config, key)
 
 
 def parameter_count(config: NetworkConfig) -> int:

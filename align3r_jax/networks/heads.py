@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from align3r_jax.config import NetworkConfig
-from align3r_jax.networks.layers import dpt, patch_embed
+from align3r_jax.networks.layers import attention, dpt
 
 
 def out_channels(config: NetworkConfig) -> int:
@@ -20,23 +20,13 @@ class LinearHead(nn.Module):
 
     patch: int
     out_channels: int
-    zero_last: bool = False
 
     @nn.compact
     def __call__(self, tokens: list[jax.Array], grid: tuple[int, int]) -> jax.Array:
         """tokens: the last entry is used, (B, h * w, D). Returns (B, 16h, 16w, channels)."""
         last = tokens[-1].astype(jnp.float32)
-        init = nn.initializers.zeros_init()
-        if not self.zero_last:
-            init = patch_embed.torch_uniform(last.shape[-1])
         # Channel c of pixel (i, j) of the patch is feature c * patch^2 + i * patch + j.
-        features = nn.Dense(
-            self.out_channels * self.patch**2,
-            dtype=jnp.float32,
-            kernel_init=init,
-            bias_init=init,
-            name="project",
-        )(last)
+        features = attention.dense(self.out_channels * self.patch**2, jnp.float32, "project")(last)
         rows, columns = grid
         cut = features.reshape(-1, rows, columns, self.out_channels, self.patch, self.patch)
         pixels = cut.transpose(0, 1, 4, 2, 5, 3)
@@ -45,15 +35,13 @@ class LinearHead(nn.Module):
 
 def make_head(config: NetworkConfig) -> nn.Module:
     """The head that `config` names; called with (tokens of the hooks, grid)."""
-    zero_last = config.output == "anchored"  # training starts from the prior itself
     if config.head == "linear":
-        return LinearHead(config.patch_size, out_channels(config), zero_last)
+        return LinearHead(config.patch_size, out_channels(config))
     return dpt.Dpt(
         config.dpt_layer_dims,
         config.dpt_feature_dim,
         config.dpt_last_dim,
         out_channels(config),
-        zero_last,
     )
 
 

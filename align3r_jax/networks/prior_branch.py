@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 
 from align3r_jax.networks.croco import rematerialised
-from align3r_jax.networks.layers import blocks, patch_embed, rope2d
+from align3r_jax.networks.layers import attention, blocks, patch_embed, rope2d
 from align3r_jax.networks.layers.attention import Dtype
 
 PLANE_FOCAL = 0.85  # focal of a frame without a prior, in units of its long side (61 degrees)
 
 
 class PriorBranch(nn.Module):
-    """Prior point maps -> what is added to the decoder's tokens before and after its first blocks."""
+    """Prior point maps -> what is added to the decoder's tokens around its first blocks."""
 
     embed_dim: int
     depth: int
@@ -42,7 +42,7 @@ class PriorBranch(nn.Module):
         entry 0 belongs before decoder block 0, entry k behind block k - 1.
         """
         embed = patch_embed.PatchEmbed(
-            self.embed_dim, self.patch, xavier=False, dtype=self.dtype, name="patch_embed"
+            self.embed_dim, self.patch, dtype=self.dtype, name="patch_embed"
         )
         tokens = [embed(prior_maps, portrait).astype(jnp.float32)]
         by = rope2d.rotation(positions, self.embed_dim // self.num_heads, self.rope_base)
@@ -51,12 +51,9 @@ class PriorBranch(nn.Module):
             run = block(self.num_heads, self.mlp_ratio, self.dtype, name=f"block_{index:02d}")
             tokens.append(run(tokens[-1], by))
         injections = [
-            nn.Dense(
-                self.embed_dim,
-                dtype=self.dtype,
-                kernel_init=nn.initializers.zeros_init(),
-                name=f"injection_{index}",
-            )(branch_tokens).astype(jnp.float32)
+            attention.dense(self.embed_dim, self.dtype, f"injection_{index}")(branch_tokens).astype(
+                jnp.float32
+            )
             for index, branch_tokens in enumerate(tokens)
         ]
         return jnp.stack(injections, axis=1), jnp.stack(tokens, axis=1)

@@ -14,8 +14,8 @@ Dtype = Any
 
 
 def dense(features: int, dtype: Dtype, name: str | None = None) -> nn.Dense:
-    """A linear layer as CroCo initialises it: Xavier uniform on the whole matrix, bias 0."""
-    return nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.xavier_uniform(), name=name)
+    """A linear layer. Layers declare zeros; `networks.initial` gives the values to start from."""
+    return nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.zeros_init(), name=name)
 
 
 def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:

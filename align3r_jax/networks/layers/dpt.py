@@ -9,28 +9,22 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from align3r_jax.networks.layers import patch_embed, resample
+from align3r_jax.networks.layers import resample
 
 
 class Conv(nn.Module):
-    """A convolution with PyTorch's default initial values, padded to keep the size at stride 1.
-
-    zero: start from 0 instead (the last layer of a head that must begin as the identity).
-    """
+    """A convolution, padded so that stride 1 keeps the size."""
 
     features: int
     kernel: int = 1
     stride: int = 1
     use_bias: bool = True
-    zero: bool = False
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
         channels = features.shape[-1]
-        init = patch_embed.torch_uniform(channels * self.kernel * self.kernel)
-        if self.zero:
-            init = nn.initializers.zeros_init()
-        kernel = self.param("kernel", init, (self.kernel, self.kernel, channels, self.features))
+        zeros = nn.initializers.zeros_init()
+        kernel = self.param("kernel", zeros, (self.kernel, self.kernel, channels, self.features))
         out = jax.lax.conv_general_dilated(
             features,
             kernel.astype(features.dtype),
@@ -39,7 +33,7 @@ class Conv(nn.Module):
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
         if self.use_bias:
-            out = out + self.param("bias", init, (self.features,)).astype(out.dtype)
+            out = out + self.param("bias", zeros, (self.features,)).astype(out.dtype)
         return out
 
 
@@ -54,9 +48,9 @@ class Enlarge(nn.Module):
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
         batch, height, width, channels = features.shape
-        init = patch_embed.torch_uniform(channels * self.stride * self.stride)
-        kernel = self.param("kernel", init, (self.stride, self.stride, channels, channels))
-        bias = self.param("bias", init, (channels,))
+        zeros = nn.initializers.zeros_init()
+        kernel = self.param("kernel", zeros, (self.stride, self.stride, channels, channels))
+        bias = self.param("bias", zeros, (channels,))
         out = jnp.einsum("bhwc,ijcd->bhiwjd", features, kernel.astype(features.dtype))
         out = out.reshape(batch, height * self.stride, width * self.stride, channels)
         return out + bias.astype(out.dtype)
@@ -97,14 +91,13 @@ class Dpt(nn.Module):
     """Four token maps (encoder, two intermediate depths, last) -> (B, 16h, 16w, out_channels).
 
     layer_dims: widths of the four reassembled maps, feature_dim: width of the fusion,
-    last_dim: width before the last layer. zero_last starts the last layer at 0.
+    last_dim: width before the last layer.
     """
 
     layer_dims: tuple[int, int, int, int]
     feature_dim: int
     last_dim: int
     out_channels: int
-    zero_last: bool = False
 
     @nn.compact
     def __call__(self, tokens: list[jax.Array], grid: tuple[int, int]) -> jax.Array:
@@ -128,4 +121,4 @@ class Dpt(nn.Module):
 
         out = resample.upsample2(Conv(self.feature_dim // 2, 3, name="output_1")(fused))
         out = jax.nn.relu(Conv(self.last_dim, 3, name="output_2")(out))
-        return Conv(self.out_channels, zero=self.zero_last, name="output_3")(out)
+        return Conv(self.out_channels, name="output_3")(out)

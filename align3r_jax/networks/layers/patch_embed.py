@@ -33,32 +33,14 @@ def positions(batch: int, grid: tuple[int, int], portrait: jax.Array | None) -> 
     return jnp.where(portrait[:, None, None], turned, upright)
 
 
-def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
-    """Uniform in +-1 / sqrt(fan_in): what PyTorch gives weights and biases by default."""
-    bound = fan_in**-0.5
-
-    def init(key, shape, dtype=jnp.float32):
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
-
-
-def _xavier_as_matrix(key, shape, dtype=jnp.float32):
-    """Xavier uniform on the kernel seen as a (patch * patch * C, E) matrix."""
-    matrix = (shape[0] * shape[1] * shape[2], shape[3])
-    return nn.initializers.xavier_uniform()(key, matrix, dtype).reshape(shape)
-
-
 class PatchEmbed(nn.Module):
     """A linear map of every patch, i.e. a convolution whose stride is its kernel.
 
-    kernel: (patch, patch, C, features). `xavier` tells the image's embedding, whose kernel is
-    Xavier uniform, from that of the prior, which keeps PyTorch's default.
+    kernel: (patch, patch, C, features).
     """
 
     features: int
     patch: int
-    xavier: bool = True
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -68,17 +50,12 @@ class PatchEmbed(nn.Module):
         portrait: (B,) bool, True where an upright frame is stored transposed; its tokens are
         those of the upright frame, row by row on its (w, h) grid.
         """
-        channels = images.shape[-1]
-        fan_in = self.patch * self.patch * channels
-        kernel = self.param(
-            "kernel",
-            _xavier_as_matrix if self.xavier else torch_uniform(fan_in),
-            (self.patch, self.patch, channels, self.features),
-        )
-        bias = self.param("bias", torch_uniform(fan_in), (self.features,))
+        zeros = nn.initializers.zeros_init()
+        shape = (self.patch, self.patch, images.shape[-1], self.features)
+        kernel, bias = self.param("kernel", zeros, shape), self.param("bias", zeros, shape[-1:])
         patches = patchify(images, self.patch)
         if portrait is not None:
             turned = patchify(images.swapaxes(1, 2), self.patch)
             patches = jnp.where(portrait[:, None, None], turned, patches)
         patches, kernel, bias = nn.dtypes.promote_dtype(patches, kernel, bias, dtype=self.dtype)
-        return patches @ kernel.reshape(fan_in, self.features) + bias
+        return patches @ kernel.reshape(-1, self.features) + bias
