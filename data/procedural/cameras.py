@@ -92,7 +92,7 @@ def pose_at(path: CameraPath, time: jax.Array) -> tuple[jax.Array, jax.Array]:
 def look_at(position: jax.Array, target: jax.Array) -> jax.Array:
     """Rotation (3, 3) world_from_cam of a level camera at `position` (3,) facing `target` (3,)."""
     forward = target - position
-    forward = forward / (jnp.linalg.norm(forward) + 1e-6)
+    forward = forward / jnp.maximum(jnp.linalg.norm(forward), 1e-6)
     right = jnp.cross(forward, jnp.array([0.0, 0.0, 1.0])) + jnp.array([1e-4, 0.0, 0.0])
     right = right - forward * (right * forward).sum()
     right = right / jnp.linalg.norm(right)
