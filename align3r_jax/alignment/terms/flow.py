@@ -1,0 +1,227 @@
+"""The flow term: where nothing moves by itself, camera and depth must explain the optical flow.
+
+One *field* is the optical flow from one frame to another. A field may serve several pairs (pair
+(i, j) and its reverse share both directions), so it is evaluated once and counted often.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from align3r_jax.alignment.terms import pointmap
+from align3r_jax.alignment.variables import Geometry
+from align3r_jax.geometry import warp
+from align3r_jax.structs import OpticalFlow, PairGraph
+
+Array = jax.Array
+
+
+@struct.dataclass
+class FlowData:
+    """Fields in chunks: flow (N, C, 2, L), trust (N, C, L) in [0, 1], source and target (N, C).
+
+    count: (R, N, C), how often a field stands as i -> j (row 0) and as j -> i (row 1). If every
+    field stands as often in both roles, R = 1: the two sums of the loss are then the same.
+    static: (T, L), 1 where nothing moves by itself; the only part that changes during alignment.
+    """
+
+    flow: Array
+    trust: Array
+    source: Array
+    target: Array
+    count: Array
+    static: Array
+
+
+def prepare(
+    flow: OpticalFlow,
+    index12: np.ndarray,
+    index21: np.ndarray,
+    static: Array,
+    use_weight: bool,
+) -> FlowData | None:
+    """Returns the fields that serve a pair; None if there is none.
+
+    index12, index21: (P,) the field i -> j and the field j -> i of every pair, -1 if it has none.
+    static: (T, H, W) bool. use_weight: weight residuals by `flow.weight` (parity: False).
+    """
+    fields, height, width = flow.flow.shape[:3]
+    count = np.zeros((2, fields), np.float32)
+    for role, index in enumerate((index12, index21)):
+        np.add.at(count[role], index[index >= 0], 1)
+    used = np.flatnonzero(count.sum(axis=0))
+    if len(used) == 0:
+        return None
+    order, valid = pointmap.sort_and_pad(np.asarray(flow.pairs)[used, 0], height * width)
+    order = used[order].astype(np.int32)
+    roles = count[:1] if np.array_equal(count[0], count[1]) else count
+
+    def load(row):
+        values = pointmap.at_least_float32(flow.flow[row]).reshape(-1, 2).T
+        if not use_weight:
+            return values, jnp.ones_like(values[0])
+        return values, flow.weight[row].astype(values.dtype).reshape(-1)
+
+    values, trust = jax.lax.map(load, order.reshape(-1))
+    source, target = np.moveaxis(np.asarray(flow.pairs, np.int32)[order], -1, 0)
+    return FlowData(
+        flow=values.reshape(*order.shape, 2, -1),
+        trust=(trust * valid.reshape(-1, 1)).reshape(*order.shape, -1),
+        source=jnp.asarray(source),
+        target=jnp.asarray(target),
+        count=jnp.asarray(roles[:, order] * valid),
+        static=static_weight(static),
+    )
+
+
+def static_weight(static: Array) -> Array:
+    """Returns (T, L) float32 from a mask (T, H, W)."""
+    return jnp.asarray(static).reshape(static.shape[0], -1).astype(jnp.float32)
+
+
+def field_indices(flow: OpticalFlow, graph: PairGraph) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (index12, index21), (P,) each: the fields of every pair, -1 where there is none."""
+    position = {tuple(pair): k for k, pair in enumerate(np.asarray(flow.pairs).tolist())}
+    pairs = graph.pairs.tolist()
+    index12 = [position.get((i, j), -1) for i, j in pairs]
+    index21 = [position.get((j, i), -1) for i, j in pairs]
+    return np.array(index12, np.int32), np.array(index21, np.int32)
+
+
+def _field_residual(disparity, homography, epipole, data_chunk, static, pixels):
+    """Returns y (three (C, L)), 1 / z, residual x and y, mask, disparity, of one chunk."""
+    flow, trust, source = data_chunk
+    shift = disparity[source]
+    m, b = homography[..., None], epipole[..., None]
+    y = [
+        m[:, a, 0] * pixels[0] + m[:, a, 1] * pixels[1] + m[:, a, 2] + shift * b[:, a]
+        for a in range(3)
+    ]
+    z = y[2] + warp.PROJECTION_EPSILON
+    inverse = 1 / jnp.where(z == 0, warp.PROJECTION_EPSILON, z)
+    residual = [y[a] * inverse - pixels[a] - flow[:, a] for a in range(2)]
+    return y, inverse, residual, trust * static[source], shift
+
+
+def _smooth_l1(residual, mask, pixel_cut):
+    """Returns (h, m): r^2 / 2 if |r| < 1 else |r| - 1/2, and the mask without h >= pixel_cut."""
+    size = jnp.abs(residual)
+    cost = jnp.where(size < 1, 0.5 * residual * residual, size - 0.5)
+    # parity: no cut at all if pixel_cut <= 0. NaN and inf (points on the camera plane) fail both.
+    keep = cost < pixel_cut if pixel_cut > 0 else jnp.isfinite(cost)
+    return jnp.where(keep, cost, 0.0), jnp.where(keep, mask, 0.0)
+
+
+def _kept(costs_and_masks, mask, pixel_cut):
+    """Returns (sum of m h, sum of m) per field, (C,) each."""
+    cost = sum(jnp.sum(h * m, axis=-1) for h, m in costs_and_masks)
+    # parity: components are counted one by one, but pixels if there is no cut.
+    masks = [m for _, m in costs_and_masks] if pixel_cut > 0 else [mask]
+    return cost, sum(jnp.sum(m, axis=-1) for m in masks)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def robust_sums(
+    disparity: Array,
+    homography: Array,
+    epipole: Array,
+    data: FlowData,
+    pixels: Array,
+    pixel_cut: float,
+) -> tuple[Array, Array]:
+    """(sum c_f m h, sum c_f m) over fields, pixels and both components, each (R,).
+
+    h = smooth-L1(ego - flow) per component, ego = pi(M (x, 1) + b disparity) - x, m = trust of the
+    flow at static pixels with h < pixel_cut, c_f = count of the field. disparity: (T, L).
+    homography M (N, C, 3, 3), epipole b (N, C, 3) of every field. Differentiable once through the
+    first result, in one pass; no gradient passes through m.
+    """
+
+    def body(_, chunk):
+        *values, m, b = chunk
+        _, _, residual, mask, _ = _field_residual(disparity, m, b, values, data.static, pixels)
+        kept = [_smooth_l1(r, mask, pixel_cut) for r in residual]
+        return None, _kept(kept, mask, pixel_cut)
+
+    chunks = (data.flow, data.trust, data.source, homography, epipole)
+    _, sums = jax.lax.scan(body, None, chunks)
+    return tuple(jnp.sum(data.count * value, axis=(1, 2)) for value in sums)
+
+
+def _forward(disparity, homography, epipole, data, pixels, pixel_cut):
+    roles = data.count.shape[0]
+
+    def body(disparity_gradient, chunk):
+        *values, count, m, b = chunk
+        y, inverse, residual, mask, shift = _field_residual(
+            disparity, m, b, values, data.static, pixels
+        )
+        kept = [_smooth_l1(r, mask, pixel_cut) for r in residual]
+        force = [
+            keep * jnp.clip(r, min=-1, max=1) * inverse
+            for r, (_, keep) in zip(residual, kept, strict=True)
+        ]
+        force = [jnp.where(keep > 0, f, 0.0) for f, (_, keep) in zip(force, kept, strict=True)]
+        pull = (force[0] * y[0] + force[1] * y[1]) * inverse
+        force.append(-jnp.where(jnp.isfinite(pull), pull, 0.0))
+        towards = sum(force[a] * b[:, a, None] for a in range(3))
+        stacked = jnp.stack(force, axis=1)
+        basis = jnp.stack([*jnp.broadcast_to(pixels[:, None], (2, *shift.shape)), shift], axis=1)
+        moment = jnp.einsum("cal,cbl->cab", stacked, basis, precision="highest")
+        total = jnp.sum(stacked, axis=-1)
+        # Columns x, y, 1 of the homography; the disparity column belongs to the epipole.
+        by_matrix = jnp.concatenate([moment[..., :2], total[..., None]], axis=-1)
+        for role in range(roles):
+            disparity_gradient = disparity_gradient.at[role, values[2]].add(
+                count[role][:, None] * towards
+            )
+        return disparity_gradient, (_kept(kept, mask, pixel_cut), by_matrix, moment[..., 2])
+
+    start = jnp.zeros((roles, *disparity.shape), disparity.dtype)
+    count = jnp.moveaxis(data.count, 0, 1)
+    chunks = (data.flow, data.trust, data.source, count, homography, epipole)
+    disparity_gradient, (sums, by_matrix, by_epipole) = jax.lax.scan(body, start, chunks)
+    value = tuple(jnp.sum(data.count * part, axis=(1, 2)) for part in sums)
+    return value, (disparity_gradient, by_matrix, by_epipole, data.count)
+
+
+def _backward(pixel_cut, saved, cotangent):
+    disparity_gradient, by_matrix, by_epipole, count = saved
+    roles = cotangent[0]
+    per_field = jnp.tensordot(roles, count, axes=1)
+    return (
+        jnp.tensordot(roles, disparity_gradient, axes=1),
+        per_field[..., None, None] * by_matrix,
+        per_field[..., None] * by_epipole,
+        None,
+        None,
+    )
+
+
+robust_sums.defvjp(_forward, _backward)
+
+
+def flow_terms(
+    geometry: Geometry, pixels: Array, data: FlowData, pixel_cut: float
+) -> tuple[Array, Array]:
+    """L_12 = sum m h / sum m over all pairs with ego i -> j against flow i -> j; L_21 the reverse.
+
+    One pooled mean over pairs, components and pixels (MonST3R, eq. 5); 0 if no pixel is kept.
+    geometry: decoded variables, depth (T, ...) at `pixels` (2, L). Returns (L_12, L_21).
+    """
+    depth = geometry.depth.reshape(geometry.depth.shape[0], -1)
+    homography, epipole = warp.transfer(
+        geometry.intrinsics[data.source],
+        geometry.intrinsics[data.target],
+        geometry.world_from_cam[data.source],
+        geometry.world_from_cam[data.target],
+    )
+    disparity = 1 / (depth + warp.DISPARITY_EPSILON)
+    cost, count = robust_sums(disparity, homography, epipole, data, pixels, pixel_cut)
+    mean = jnp.where(count > 0, cost / jnp.where(count > 0, count, 1.0), 0.0)
+    return mean[0], mean[-1]

@@ -1,0 +1,29 @@
+"""Cameras of consecutive frames should move little."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from align3r_jax.geometry import rigid
+
+Array = jax.Array
+
+
+def safe_norm(values: Array, axis) -> Array:
+    """Returns the Euclidean norm; its gradient at 0 is 0."""
+    square = jnp.sum(values * values, axis=axis)
+    positive = square > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
+
+
+def per_step(world_from_cam: Array, translation_weight: float) -> Array:
+    """l_n = |R - I|_F + w |t|, [R t] = inverse(pose_n) pose_n+1; (T - 1,) from (T, 4, 4)."""
+    step = rigid.compose(rigid.invert(world_from_cam[:-1]), world_from_cam[1:])
+    turn = safe_norm(step[:, :3, :3] - jnp.eye(3, dtype=step.dtype), axis=(-2, -1))
+    return turn + translation_weight * safe_norm(step[:, :3, 3], axis=-1)
+
+
+def smoothness(world_from_cam: Array, translation_weight: float) -> Array:
+    """sum_n l_n (a sum, not a mean) over consecutive frames (MonST3R, eq. 4)."""
+    return jnp.sum(per_step(world_from_cam, translation_weight))
