@@ -1,0 +1,169 @@
+"""report.html: one self-contained page that shows a result folder to a person.
+
+No address is fetched: pictures, charts, points and the script of the 3-D view are in the page
+(a content security policy forbids anything else).
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import string
+from importlib import resources
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+
+from align3r_jax.geometry import camera
+from align3r_jax.io import pointcloud, scene_folder
+from align3r_jax.structs import Scene
+from align3r_jax.viewer import frame_strips, point_view, run_sections
+
+
+def write_report(folder: str | Path) -> Path:
+    """Writes `report.html` into a result folder, from the files in it, and returns its path.
+
+    Raises UserError if the folder holds no result.
+    """
+    folder = Path(folder)
+    page = render(
+        scene_folder.load_scene(folder),
+        scene_folder.load_summary(folder),
+        prior_depth=scene_folder.load_prior_depth(folder),
+        flow_images=scene_folder.load_flow_images(folder),
+        true_world_from_cam=scene_folder.load_true_poses(folder),
+    )
+    path = folder / scene_folder.REPORT
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(page, encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def render(
+    scene: Scene,
+    summary: dict[str, Any],
+    *,
+    prior_depth: np.ndarray | None = None,
+    flow_images: dict[int, np.ndarray] | None = None,
+    true_world_from_cam: np.ndarray | None = None,
+    rules: pointcloud.PointFilter | None = None,
+) -> str:
+    """Returns the page. `summary` follows docs/outputs.md; every part of it may be missing.
+
+    prior_depth: (T, Hd, Wd) the depth prior. flow_images: frame -> (H, W, 3) drawn flow.
+    true_world_from_cam: (T, 4, 4) in any world; aligned to the scene by a similarity.
+    rules: which points the 3-D view shows.
+    """
+    meta, data = point_view.build(scene, rules or pointcloud.PointFilter())
+    sections = [
+        frame_strips.section(scene, prior_depth, flow_images or {}),
+        run_sections.errors(summary.get("errors") or {}),
+        run_sections.trajectory(scene, true_world_from_cam),
+        run_sections.losses(scene, summary.get("pairs")),
+        run_sections.stages(summary.get("stages") or []),
+        run_sections.settings(summary),
+    ]
+    return string.Template(_asset("report.html")).substitute(
+        title=html.escape(_title(summary)),
+        css=_asset("report.css"),
+        lead=html.escape(lead_sentence(summary)),
+        limits=_limits(summary.get("limits") or []),
+        facts=_facts(scene, summary),
+        cloud=_cloud(scene, meta),
+        sections="\n".join(section for section in sections if section),
+        footer=(
+            "Beside this page: <code>depth/</code>, <code>conf/</code>, <code>dynamic_mask/</code>,"
+            " <code>rgb/</code>, <code>pred_traj.txt</code>, <code>pred_intrinsics.txt</code>, "
+            "<code>points.ply</code>, <code>scene.glb</code>, <code>depth.mp4</code> and "
+            "<code>summary.json</code>."
+        ),
+        scripts=_scripts(meta, data),
+    )
+
+
+def lead_sentence(summary: dict[str, Any]) -> str:
+    """Returns the plain sentence that names predictor, prior, weights and flow of a run."""
+    names = {"network": "a pairwise network", "flow": "optical flow and geometry"}
+    predictor = summary.get("predictor") or "an unnamed predictor"
+    by = names.get(predictor, predictor)
+    weights = summary.get("weights")
+    if isinstance(weights, dict) and weights.get("name"):
+        by += f" ({weights['name']})"
+    prior = summary.get("prior") or "none"
+    depth = "without a depth prior" if prior == "none" else f"with the depth prior “{prior}”"
+    flow = summary.get("flow") or "none"
+    motion = "" if flow == "none" else f"; optical flow ({flow}) tells what moves by itself"
+    return f"Depth and cameras come from {by}, {depth}{motion}."
+
+
+def _title(summary: dict[str, Any]) -> str:
+    return PurePath(str(summary.get("input") or "")).name or "Video"
+
+
+def _limits(limits: list[str]) -> str:
+    if not limits:
+        return ""
+    single = " single" if len(limits) == 1 else ""
+    items = "".join(f"<li>{html.escape(str(limit))}</li>" for limit in limits)
+    return f'<ul class="limits{single}" aria-label="Limits of this result">{items}</ul>'
+
+
+def _facts(scene: Scene, summary: dict[str, Any]) -> str:
+    height, width = scene.depth.shape[1:]
+    unit = " m" if scene.metric else ""
+    steps = np.linalg.norm(np.diff(scene.world_from_cam[:, :3, 3], axis=0), axis=1)
+    focal = np.asarray(camera.to_original(scene.intrinsics, scene.size))[:, 0, 0]
+    angle = np.degrees(np.asarray(camera.field_of_view(scene.intrinsics, height, width)))[:, 0]
+    valid = scene.depth[np.isfinite(scene.depth) & (scene.depth > 0)]
+    median = float(np.median(valid)) if valid.size else float("nan")
+    facts = [
+        ("frames", f"{len(scene.names)}"),
+        ("working size (original)",
+         f"{width} × {height} ({scene.size.original[1]} × {scene.size.original[0]})"),
+        ("focal, original pixels", f"{np.median(focal):.0f}"),
+        ("field of view, horizontal", f"{np.median(angle):.0f}°"),
+        ("camera path" + ("" if unit else ", scene units"), f"{steps.sum():.3g}{unit}"),
+        ("median depth" + ("" if unit else ", scene units"), f"{median:.3g}{unit}"),
+        ("moving pixels", f"{100 * scene.dynamic_mask.mean():.1f} %"),
+    ]  # fmt: skip
+    seconds = sum(float(stage.get("seconds") or 0) for stage in summary.get("stages") or [])
+    if seconds:
+        facts.append(("time", run_sections.duration(seconds)))
+    return "".join(
+        f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>"
+        for name, value in facts
+    )
+
+
+def _cloud(scene: Scene, meta: dict[str, Any]) -> str:
+    moving = meta["points"] - meta["movingStarts"][0]
+    caption = (
+        "Drag to turn, scroll or pinch to zoom, shift-drag or two fingers to move; arrow keys, + "
+        "and − work too. The wire pyramids are the cameras, blue first, red last. "
+    )
+    if moving:
+        caption += "Points that move by themselves are shown only at their own frame. "
+    if not meta["points"]:
+        caption += "No pixel was confident enough to become a point. "
+    label = (
+        f"Turning point cloud of {meta['points']:,} points with the path of "
+        f"{len(scene.names)} cameras"
+    )
+    template = string.Template(_asset("cloud.html"))
+    return template.substitute(label=html.escape(label), caption=html.escape(caption))
+
+
+def _scripts(meta: dict[str, Any], data: str) -> str:
+    # "<" cannot end a script element early when written as an escape.
+    values = json.dumps(meta, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    return (
+        f'<script type="application/json" id="cloud-meta">{values}</script>\n'
+        f'<script type="text/plain" id="cloud-data">{data}</script>\n'
+        f"<script>\n{_asset('points.js')}</script>"
+    )
+
+
+def _asset(name: str) -> str:
+    return resources.files("align3r_jax.viewer").joinpath("assets", name).read_text("utf-8")
