@@ -18,6 +18,8 @@ from tests.alignment import recorded
 PARITY = AlignmentConfig(stale_focal=True, shared_focal=False)
 SHARED = AlignmentConfig(stale_focal=True, shared_focal=True)
 
+decode = jax.jit(variables.decode, static_argnames=("config", "image_size"))
+
 
 def _compare(start, golden, prefix, atol=1e-4):
     ours = recorded.groups(start)
@@ -82,7 +84,7 @@ def test_known_cameras_golden(golden_dir):
     np.testing.assert_allclose(start.pair_log_scale, expected[:, 7], atol=1e-4)
     np.testing.assert_allclose(np.exp(start.log_depth), golden["known_init_depth"], atol=1e-4)
     settings = variables.settings_with_known(PARITY, known)
-    decoded = variables.decode(start, settings, size)
+    decoded = decode(start, settings, size)
     matrices = golden["known_init_pw_matrices"]
     np.testing.assert_allclose(decoded.pair_matrix, matrices[:, :3, :3], atol=1e-3)
     np.testing.assert_allclose(decoded.pair_offset, matrices[:, :3, 3], atol=1e-4)
@@ -111,7 +113,7 @@ def test_clips_start_from_their_key_frames_golden(golden_dir, kind, config):
                 golden["key_cam_to_world"][c], golden["key_focals"][c]
             ),
         )
-        decoded = variables.decode(start, config, size)
+        decoded = decode(start, config, size)
         expected = golden[f"clip{c}_init_cam_to_world"]
         np.testing.assert_allclose(decoded.world_from_cam, expected, atol=1e-4)
         groups = recorded.groups(start)
@@ -136,7 +138,7 @@ def _confidence_ten(predictions):
 HEIGHT, WIDTH, FOCAL = 24, 32, 40.0
 
 
-def _truth(num_frames=5, seed=0):
+def _truth(num_frames=4, seed=0):
     """Depth and poses of a wavy wall seen by a moving camera."""
     rng = np.random.default_rng(seed)
     x, y = np.meshgrid(np.arange(WIDTH), np.arange(HEIGHT))
@@ -182,11 +184,11 @@ def _check_similar(decoded, depth, poses, atol=2e-3):
 @pytest.mark.parametrize("symmetrize", [True, False])
 def test_exact_predictions_start_at_the_truth(symmetrize):
     """Also the last frame of one-way graphs, which has neither pose nor focal from the tree."""
-    graph = pairing.make_pairs(5, "swin-3-noncyclic", symmetrize=symmetrize)
+    graph = pairing.make_pairs(4, "swin-3-noncyclic", symmetrize=symmetrize)
     depth, poses = _truth()
     config = AlignmentConfig(shared_focal=False)
     start = initialise.initialise(_perfect(graph, depth, poses), graph, config)
-    decoded = variables.decode(start, config, (HEIGHT, WIDTH))
+    decoded = decode(start, config, (HEIGHT, WIDTH))
     frames = slice(None) if symmetrize else slice(-1)  # its focal comes from 21 candidates
     np.testing.assert_allclose(decoded.focal[frames], FOCAL, rtol=1e-3)
     if symmetrize:
@@ -198,7 +200,7 @@ def test_exact_predictions_start_at_the_truth(symmetrize):
 def test_stale_focal_is_only_for_parity():
     """A pair with stretched x and y spoils one focal, in parity mode also those of other frames."""
     graph = pairing.make_pairs(4, "swin-3-noncyclic")
-    depth, poses = _truth(4)
+    depth, poses = _truth()
     predictions = _perfect(graph, depth, poses)
     wrong = int(np.argmax(initialise.pair_scores(predictions)))
     stretch = jnp.array([1.3, 1.3, 1.0])
@@ -213,54 +215,53 @@ def test_stale_focal_is_only_for_parity():
 
 
 def test_known_poses_alone_fix_the_world():
-    graph = pairing.make_pairs(5, "complete")
+    graph = pairing.make_pairs(4, "complete")
     depth, poses = _truth()
     known = variables.Known(world_from_cam=poses)
     config = variables.settings_with_known(AlignmentConfig(), known)
     start = initialise.initialise(_perfect(graph, depth, poses), graph, config, known=known)
-    decoded = variables.decode(start, config, (HEIGHT, WIDTH))
+    decoded = decode(start, config, (HEIGHT, WIDTH))
     np.testing.assert_allclose(decoded.world_from_cam, poses, atol=1e-4)
     np.testing.assert_allclose(decoded.depth, depth, rtol=2e-3)
 
 
 def test_known_cameras_reach_frames_that_only_come_second():
-    graph = pairing.make_pairs(4, "swin-2-noncyclic", symmetrize=False)
-    depth, poses = _truth(4)
+    graph = pairing.make_pairs(4, "swin-3-noncyclic", symmetrize=False)
+    depth, poses = _truth()
     known = variables.Known(world_from_cam=poses, focal=np.full(4, FOCAL))
     config = variables.settings_with_known(AlignmentConfig(), known)
     start = initialise.initialise(_perfect(graph, depth, poses), graph, config, known=known)
-    decoded = variables.decode(start, config, (HEIGHT, WIDTH))
+    decoded = decode(start, config, (HEIGHT, WIDTH))
     np.testing.assert_allclose(decoded.depth, depth, rtol=2e-3)
 
 
 def test_known_cameras_that_stand_still_give_no_nan():
-    graph = pairing.make_pairs(3, "complete")
-    depth, poses = _truth(3)
+    graph = pairing.make_pairs(4, "complete")
+    depth, poses = _truth()
     poses[1] = poses[0]
-    known = variables.Known(world_from_cam=poses, focal=np.full(3, FOCAL))
+    known = variables.Known(world_from_cam=poses, focal=np.full(4, FOCAL))
     config = variables.settings_with_known(AlignmentConfig(), known)
     start = initialise.initialise(_perfect(graph, depth, poses), graph, config, known=known)
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(start))
 
 
 def test_known_principal_point_counts():
-    graph = pairing.make_pairs(3, "complete")
-    depth, poses = _truth(3)
+    graph = pairing.make_pairs(4, "complete")
+    depth, poses = _truth()
     point = (WIDTH / 2 + 4.0, HEIGHT / 2 - 3.0)
     predictions = _perfect(graph, depth, poses, principal_point=point)
-    known = variables.Known(principal_point=np.tile(point, (3, 1)))
+    known = variables.Known(principal_point=np.tile(point, (4, 1)))
     config = AlignmentConfig(shared_focal=False)
-    decoded = variables.decode(
-        initialise.initialise(predictions, graph, config, known=known), config, (HEIGHT, WIDTH)
-    )
+    start = initialise.initialise(predictions, graph, config, known=known)
+    decoded = decode(start, config, (HEIGHT, WIDTH))
     np.testing.assert_allclose(decoded.focal, FOCAL, rtol=1e-3)
-    np.testing.assert_allclose(decoded.principal_point, np.tile(point, (3, 1)), rtol=1e-5)
+    np.testing.assert_allclose(decoded.principal_point, np.tile(point, (4, 1)), rtol=1e-5)
 
 
 def test_unreliable_frames_stay_where_they_are():
     """Too few confident points for PnP: identity pose, finite variables."""
-    graph = pairing.make_pairs(3, "swin-1-noncyclic", symmetrize=False)
-    depth, poses = _truth(3)
+    graph = pairing.make_pairs(4, "swin-3-noncyclic", symmetrize=False)
+    depth, poses = _truth()
     predictions = _perfect(graph, depth, poses)
     predictions = predictions.replace(confidence2=jnp.full_like(predictions.confidence2, 1.5))
     start = initialise.initialise(predictions, graph, AlignmentConfig())
@@ -268,8 +269,8 @@ def test_unreliable_frames_stay_where_they_are():
 
 
 def test_partly_known_cameras_are_refused():
-    graph = pairing.make_pairs(3, "complete")
-    depth, poses = _truth(3)
+    graph = pairing.make_pairs(4, "complete")
+    depth, poses = _truth()
     known = variables.Known(world_from_cam=poses[:2])
     with pytest.raises(UserError, match="every frame"):
         initialise.initialise(_perfect(graph, depth, poses), graph, AlignmentConfig(), known=known)
