@@ -257,11 +257,26 @@ class Align3R(nn.Module):
         true_shape2: jax.Array | None = None,
         landscape_only: bool = False,
     ) -> PairOutput:
-        """decode_pairs of the two encoded views; see there and `encode_frames`."""
-        return self.decode_pairs(
-            self.encode_frames(images1, prior1, has_prior1, true_shape1, landscape_only),
-            self.encode_frames(images2, prior2, has_prior2, true_shape2, landscape_only),
+        """decode_pairs of the two encoded views; see there and `encode_frames`.
+
+        Views of equal shape are encoded as one batch.
+        """
+        view1 = (images1, prior1, has_prior1, true_shape1)
+        view2 = (images2, prior2, has_prior2, true_shape2)
+        alike = images1.shape == images2.shape and all(
+            (one is None) == (two is None) for one, two in zip(view1, view2)
         )
+        if not alike:
+            return self.decode_pairs(
+                self.encode_frames(*view1, landscape_only),
+                self.encode_frames(*view2, landscape_only),
+            )
+        both = [
+            None if one is None else jnp.concatenate([one, two]) for one, two in zip(view1, view2)
+        ]
+        features = self.encode_frames(*both, landscape_only)
+        batch = images1.shape[0]
+        return self.decode_pairs(features.take(slice(batch)), features.take(slice(batch, None)))
 
     def _run_head(
         self, head: nn.Module, features: FrameFeatures, stream: list[jax.Array]

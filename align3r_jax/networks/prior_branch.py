@@ -74,11 +74,11 @@ class RayPrior(NamedTuple):
 
 
 def _centred_pixels(height: int, width: int, portrait: jax.Array | None) -> jax.Array:
-    """(B or 1, H, W, 2): x, y of every pixel from the centre of its upright frame."""
+    """(B or 1, H, W, 2): x, y of every pixel from (W / 2, H / 2) of its upright frame."""
 
     def upright(rows: int, columns: int) -> jax.Array:
-        x = jnp.arange(columns, dtype=jnp.float32) - (columns - 1) / 2
-        y = jnp.arange(rows, dtype=jnp.float32) - (rows - 1) / 2
+        x = jnp.arange(columns, dtype=jnp.float32) - columns / 2
+        y = jnp.arange(rows, dtype=jnp.float32) - rows / 2
         return jnp.stack(jnp.meshgrid(x, y), axis=-1)
 
     pixels = upright(height, width)[None]

@@ -1,0 +1,177 @@
+"""The pairwise network as a predictor: every frame encoded once, pairs decoded in fixed batches."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from align3r_jax.errors import UserError
+from align3r_jax.networks import align3r
+from align3r_jax.networks.align3r import FrameFeatures
+from align3r_jax.priors import prior_map
+from align3r_jax.priors.optical_flow import FlowSource
+from align3r_jax.structs import DepthPrior, Frames, PairGraph, PairPredictions
+from align3r_jax.weights.store import LoadedNetwork
+
+_REFINE_OFFSETS = (-3, -1, 1, 3)  # neighbours whose pairs refine a frame's depth
+
+
+class NetworkPredictor:
+    """Predicts pairs with a pairwise network; fills the `Predictor` protocol.
+
+    pair_batch: frames encoded, and pairs decoded, together; the last batch is padded, so each
+    of the two functions is compiled once per frame size. compute_dtype: of the matrix products
+    ("float32", "bfloat16"). precision: of float32 products on accelerators, None = the default.
+    Features and predictions live on the host: the device holds one batch at a time.
+    """
+
+    def __init__(
+        self,
+        network: LoadedNetwork,
+        pair_batch: int = 4,
+        compute_dtype: str = "float32",
+        precision: str | None = None,
+    ):
+        if pair_batch < 1:
+            raise UserError(f"pair_batch={pair_batch}: expected at least 1.")
+        self.name = network.name
+        self.config = network.config
+        self._batch = pair_batch
+        self._params = jax.tree.map(jnp.asarray, network.params)
+        module = align3r.Align3R(network.config, jnp.dtype(compute_dtype), precision)
+
+        def encode(
+            params: Any, images: jax.Array, maps: jax.Array | None, has_prior: jax.Array | None
+        ) -> FrameFeatures:
+            images = (images.astype(jnp.float32) / 255 - 0.5) / 0.5
+            return module.apply({"params": params}, images, maps, has_prior, method="encode_frames")
+
+        def decode(params: Any, first: FrameFeatures, second: FrameFeatures) -> PairPredictions:
+            pair = module.apply({"params": params}, first, second, method="decode_pairs")
+            return PairPredictions(
+                pair.pointmap1, pair.pointmap2, pair.confidence1, pair.confidence2
+            )
+
+        self._encode = jax.jit(encode)
+        self._decode = jax.jit(decode)
+
+    def prepare(
+        self, frames: Frames, prior: DepthPrior | None, flow: FlowSource | None = None
+    ) -> FrameFeatures:
+        """Returns the features of all frames, NumPy arrays. Optical flow is of no use here.
+
+        prior: None if the network has no prior branch, or was trained to do without (anchored
+        networks). Frames whose prior is missing everywhere are encoded without it. Raises
+        UserError if prior and network do not fit.
+        """
+        del flow
+        images = np.asarray(frames.check().images)
+        maps, has_prior = self._prior_input(frames, prior)
+        inputs = (images, maps, has_prior)
+        parts = []
+        for indices in _batches(len(images), self._batch):
+            chosen = [None if array is None else array[indices] for array in inputs]
+            parts.append(jax.device_get(self._encode(self._params, *chosen)))
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(images)], *parts)
+
+    def predict(self, state: FrameFeatures, graph: PairGraph) -> PairPredictions:
+        """Returns the predictions of the graph's pairs in their order, NumPy float32."""
+        batches = list(_batches(graph.num_pairs, self._batch))
+        parts: list[PairPredictions] = []
+        pending = None
+        for indices in batches:
+            first, second = graph.pairs[indices].T
+            running = self._decode(self._params, state.take(first), state.take(second))
+            if pending is not None:  # fetched while the device works on the next batch
+                parts.append(jax.device_get(pending))
+            pending = running
+        parts.append(jax.device_get(pending))
+        predictions = jax.tree.map(
+            lambda *arrays: np.concatenate(arrays)[: graph.num_pairs], *parts
+        )
+        return predictions.check(graph)
+
+    def limits(self, state: FrameFeatures) -> tuple[str, ...]:
+        """Returns one plain sentence per limit of these features."""
+        if state.has_prior is None or np.all(state.has_prior):
+            return ()
+        missing = int(np.sum(np.asarray(state.has_prior) == 0))
+        return (
+            f"{missing} of {len(state.has_prior)} frames came without a depth prior; the network "
+            f"{self.name} saw only their images, its depth is weaker there.",
+        )
+
+    def _prior_input(
+        self, frames: Frames, prior: DepthPrior | None
+    ) -> tuple[np.ndarray | None, np.ndarray | None]:
+        if prior is None:
+            if self.config.prior_branch and self.config.prior_encoding == "minmax":
+                raise UserError(
+                    f"{self.name} needs a depth prior for every frame, got none; choose one "
+                    "(files of the monocular network it was trained with work best)."
+                )
+            return None, None
+        if not self.config.prior_branch:
+            raise UserError(
+                f"{self.name} has no prior branch and cannot use the depth prior "
+                f"'{prior.name}'; run it without a prior, or use Align3R weights."
+            )
+        if len(prior.depth) != frames.num_frames:
+            raise UserError(
+                f"The depth prior has {len(prior.depth)} frames, the video {frames.num_frames}; "
+                "they must correspond one to one."
+            )
+        maps = prior_map.prior_maps(prior, self.config, frames.size)
+        return maps, np.isfinite(prior.depth).any(axis=(1, 2))
+
+
+def refine_depth(predictor: NetworkPredictor, frames: Frames, prior: DepthPrior) -> DepthPrior:
+    """Returns the prior cleaned by an anchored network, at working size and in the same scale.
+
+    log depth = sum_k c_k (log z_k + log median) / sum_k c_k over the pairs k of the frame with
+    neighbours 1 and 3 frames away; z_k the depth that pair gives its first view, in units of the
+    prior's median, c_k its confidence minus the lowest possible one. Missing depth is filled;
+    frames without any prior stay missing. Raises UserError if the network is not anchored.
+    """
+    if predictor.config.output != "anchored":
+        raise UserError(
+            f"{predictor.name} predicts points in a scale of its own; only an anchored network "
+            "(align3r_small) refines a prior."
+        )
+    count = frames.num_frames
+    pairs = [
+        (i, i + offset)
+        for i in range(count)
+        for offset in _REFINE_OFFSETS
+        if 0 <= i + offset < count
+    ] or [(0, 0)]
+    graph = PairGraph(np.array(pairs, np.int32), count, symmetric=False, name="refine")
+    state = predictor.prepare(frames, prior)
+    predictions = predictor.predict(state, graph)
+
+    weight = predictions.confidence1 - predictor.config.conf_min + 1e-3
+    log_depth = np.log(np.maximum(predictions.pointmap1[..., 2], 1e-6))
+    total = np.zeros_like(weight, shape=(count, *weight.shape[1:]))
+    weighted = np.zeros_like(total)
+    np.add.at(total, graph.pairs[:, 0], weight)
+    np.add.at(weighted, graph.pairs[:, 0], weight * log_depth)
+    depth = np.exp(weighted / total + np.asarray(state.log_median)[:, None, None])
+    depth = np.where(np.asarray(state.has_prior)[:, None, None] > 0, depth, np.nan)
+    return DepthPrior(
+        native=depth.astype(np.float32),
+        depth=depth.astype(np.float32),
+        focal=prior.focal,
+        name=f"{prior.name}, refined by {predictor.name}",
+        inverse=False,
+        metric=prior.metric,
+    )
+
+
+def _batches(count: int, size: int) -> list[np.ndarray]:
+    """Index arrays of equal size that cover range(count); the last index fills the last one."""
+    padded = np.minimum(np.arange(math.ceil(count / size) * size), count - 1)
+    return list(padded.reshape(-1, size))
