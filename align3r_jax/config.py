@@ -138,6 +138,7 @@ class AlignmentConfig:
     flow_pixel_cut: float = 50.0
     flow_use_weight: bool = True  # weight by consistency; parity: False
     depth_regulariser_weight: float = 0.0
+    optimise_two_frames: bool = False  # two frames alone are their two-view scene
     motion_threshold: float = 0.35
     motion_min_error_px: float = 1.0  # parity: 0
     motion_mask_updates: int = 1  # recomputed from the current scene; parity: 0

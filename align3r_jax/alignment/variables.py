@@ -18,7 +18,7 @@ from flax import struct
 
 from align3r_jax.config import AlignmentConfig
 from align3r_jax.errors import UserError
-from align3r_jax.geometry import rigid
+from align3r_jax.geometry import camera, rigid
 from align3r_jax.structs import AlignmentVariables
 
 Array = jax.Array
@@ -189,9 +189,6 @@ def decode(
     focal = jnp.exp(jnp.broadcast_to(variables.log_focal, (frames,)) / config.focal_break)
     centre = jnp.array([width / 2, height / 2], focal.dtype)
     principal_point = centre + PRINCIPAL_POINT_UNIT * variables.principal_point
-    zero, one = jnp.zeros_like(focal), jnp.ones_like(focal)
-    cx, cy = principal_point[:, 0], principal_point[:, 1]
-    entries = [focal, zero, cx, zero, focal, cy, zero, zero, one]
     scale = jnp.exp(variables.pair_log_scale) * scale_normalisation(
         variables.pair_log_scale, config
     )
@@ -205,7 +202,7 @@ def decode(
         ),
         focal=focal,
         principal_point=principal_point,
-        intrinsics=jnp.stack(entries, axis=-1).reshape(frames, 3, 3),
+        intrinsics=camera.intrinsics_matrix(focal, principal_point),
         pair_scale=scale,
         pair_matrix=scale[:, None, None] * rotation * stretch[:, None, :],
         pair_offset=scale[:, None] * rigid.decode_translation(variables.pair_translation),

@@ -85,7 +85,14 @@ def static_weight(static: Array) -> Array:
 
 
 def field_indices(flow: OpticalFlow, graph: PairGraph) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (index12, index21), (P,) each: the fields of every pair, -1 where there is none."""
+    """Returns (index12, index21), (P,) each: the fields of every pair, -1 where there is none.
+
+    A flow that lists one field for every pair and then one for every pair reversed, in the order of
+    the graph, is taken as it stands: pairs (i, j) and (j, i) may have estimates of their own.
+    """
+    count = graph.num_pairs
+    if np.array_equal(flow.pairs, np.concatenate([graph.pairs, graph.pairs[:, ::-1]])):
+        return np.arange(count, dtype=np.int32), np.arange(count, 2 * count, dtype=np.int32)
     position = {tuple(pair): k for k, pair in enumerate(np.asarray(flow.pairs).tolist())}
     pairs = graph.pairs.tolist()
     index12 = [position.get((i, j), -1) for i, j in pairs]

@@ -1,0 +1,180 @@
+"""Global alignment of one graph of pairs: start, motion masks, optimisation, what is left over."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from flax import struct
+
+from align3r_jax.alignment import initialise as initialise_lib
+from align3r_jax.alignment import motion_mask, objective, two_view
+from align3r_jax.alignment import variables as variables_lib
+from align3r_jax.alignment.solvers import adam
+from align3r_jax.alignment.terms import flow as flow_term
+from align3r_jax.alignment.terms import pointmap
+from align3r_jax.config import AlignmentConfig
+from align3r_jax.errors import UserError
+from align3r_jax.structs import (
+    AlignmentVariables,
+    Array,
+    OpticalFlow,
+    PairGraph,
+    PairPredictions,
+)
+
+
+@struct.dataclass
+class AlignResult:
+    """An aligned scene, still as variables (`finish.to_scene` decodes them).
+
+    dynamic_mask: (T, H, W) bool. confidence: (T, H, W), the largest of all pairs. pairs: (P, 2)
+    frame numbers; pair_losses: (P,) mean weighted residual. trace: name -> (iterations,) of
+    `objective.TERMS`, "total" and "lr". failed: the loss became NaN or infinite, and the variables
+    are those of the last finite loss. fixed_world: the poses were given, so the world stays.
+    """
+
+    variables: AlignmentVariables
+    dynamic_mask: Array
+    trace: dict[str, Array]
+    pair_losses: Array
+    confidence: Array
+    pairs: Array
+    failed: bool = struct.field(pytree_node=False, default=False)
+    fixed_world: bool = struct.field(pytree_node=False, default=False)
+
+
+def align(
+    predictions: PairPredictions,
+    graph: PairGraph,
+    flow: OpticalFlow | None,
+    config: AlignmentConfig,
+    *,
+    key_frame_prior: initialise_lib.KeyFramePrior | None = None,
+    known: variables_lib.Known | None = None,
+    dynamic_mask: Array | None = None,
+    progress: adam.Progress | None = None,
+) -> AlignResult:
+    """Aligns all pairs of a graph into one scene.
+
+    Args:
+        predictions: in the order of `graph.pairs`.
+        flow: fields of the pairs and their reverses; pairs without one have no flow term.
+            None: no flow term, and no motion masks.
+        key_frame_prior: pose and focal of frame 0, where the scene is to start (clips).
+        known: cameras or depth given from outside; they are set and stay.
+        dynamic_mask: (T, H, W) of the user: bool, grey in [0, 1] or uint8. None: found from the
+            flow, first by the two-view scenes of the pairs, then `config.motion_mask_updates`
+            times and at the end from the scene itself.
+        progress: called as (iteration, total, loss) every few iterations.
+
+    Two frames in both directions with nothing known are their two-view scene, without iterations
+    (unless `config.optimise_two_frames`).
+
+    Raises:
+        UserError: the inputs do not fit together.
+    """
+    predictions.check(graph)
+    frames, height, width = graph.num_frames, *predictions.confidence1.shape[1:]
+    if flow is not None and tuple(flow.flow.shape[1:3]) != (height, width):
+        raise UserError(
+            f"The optical flow is {flow.flow.shape[2]}x{flow.flow.shape[1]}, the predictions "
+            f"{width}x{height}; both must be at the working size."
+        )
+    config = variables_lib.settings_with_known(config, known)
+    found_masks = dynamic_mask is None and flow is not None
+    if found_masks:
+        mask = _first_mask(predictions, graph, flow, config)
+    else:
+        mask = motion_mask.from_user(dynamic_mask, frames, height, width)
+
+    if _is_two_view(graph, config, key_frame_prior, known):
+        config = dataclasses.replace(config, iterations=0, shared_focal=False)
+        start = two_view.initialise(predictions, graph, config)
+    else:
+        start = initialise_lib.initialise(
+            predictions, graph, config, key_frame_prior=key_frame_prior, known=known
+        )
+    problem = objective.prepare(predictions, graph, flow, start, mask, config)
+
+    def scene_mask(variables: AlignmentVariables) -> np.ndarray:
+        geometry = variables_lib.decode(variables, config, (height, width))
+        return motion_mask.update_from_scene(
+            geometry.depth, geometry.world_from_cam, geometry.intrinsics, flow, config
+        )
+
+    updates = config.motion_mask_updates if found_masks and config.iterations else 0
+    outcome = adam.optimise(
+        start,
+        problem,
+        config,
+        variables_lib.trainable(start, config, known),
+        refresh=lambda variables, old: objective.with_dynamic_mask(old, scene_mask(variables)),
+        refresh_count=updates,
+        progress=progress,
+    )
+    if outcome.failed:
+        logging.warning(
+            "The alignment loss became NaN or infinite after %d of %d iterations; the result is "
+            "that of the last finite loss.",
+            len(outcome.trace["total"]),
+            config.iterations,
+        )
+    return AlignResult(
+        variables=outcome.variables,
+        dynamic_mask=scene_mask(outcome.variables) if updates else mask,
+        trace=outcome.trace,
+        pair_losses=pair_losses(outcome.variables, problem, config),
+        confidence=initialise_lib.frame_confidence(predictions, graph),
+        pairs=graph.pairs,
+        failed=outcome.failed,
+        fixed_world=known is not None and known.world_from_cam is not None,
+    )
+
+
+def _is_two_view(graph, config, key_frame_prior, known) -> bool:
+    return (
+        graph.num_frames == 2
+        and graph.num_pairs == 2
+        and graph.symmetric
+        and not config.optimise_two_frames
+        and key_frame_prior is None
+        and known is None
+    )
+
+
+def _first_mask(
+    predictions: PairPredictions, graph: PairGraph, flow: OpticalFlow, config: AlignmentConfig
+) -> np.ndarray:
+    """Masks from two-view scenes, all static where the graph or the flow has one direction only."""
+    index12, index21 = (
+        index[: graph.num_pairs // 2] for index in flow_term.field_indices(flow, graph)
+    )
+    if not graph.symmetric or min(index12.min(), index21.min()) < 0:
+        return np.zeros((graph.num_frames, *predictions.confidence1.shape[1:]), bool)
+    if len(np.unique(flow.pairs, axis=0)) < len(flow.pairs):
+        # Several fields of one direction: those of the pairs as they stand in the graph.
+        chosen = np.concatenate([index12, index21])
+        flow = OpticalFlow(
+            pairs=np.asarray(flow.pairs)[chosen],
+            flow=flow.flow[chosen],
+            weight=flow.weight[chosen],
+            name=flow.name,
+        )
+    return motion_mask.from_two_views(predictions, graph, flow, config)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def pair_losses(
+    variables: AlignmentVariables, problem: objective.Problem, config: AlignmentConfig
+) -> Array:
+    """Returns (P,), the mean weighted residual of every pair over both of its sides."""
+    geometry = variables_lib.decode(variables, config, problem.image_size)
+    _, sides = pointmap.alignment(
+        geometry, problem.pixels, problem.pointmaps, config.distance, config.residual_over_scale
+    )
+    return jnp.mean(sides, axis=0)

@@ -1,0 +1,100 @@
+"""From aligned variables to the scene that a user gets."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from align3r_jax.alignment import variables as variables_lib
+from align3r_jax.alignment.align import AlignResult
+from align3r_jax.config import AlignmentConfig
+from align3r_jax.geometry import camera, rigid
+from align3r_jax.structs import Array, Frames, Scene
+
+_VIEWS_AT_ONCE = 4  # cameras that look at the points of one frame together; bounds the memory
+
+
+def to_scene(
+    result: AlignResult, frames: Frames, config: AlignmentConfig, *, metric: bool = False
+) -> Scene:
+    """Returns depth, cameras, masks, confidence and colours as one `Scene` of NumPy arrays.
+
+    The world is the camera of the first frame, unless the poses were given. With `config.clean`
+    points that others see through have confidence 0. metric: depth is in metres.
+    """
+    height, width = result.variables.log_depth.shape[-2:]
+    geometry = variables_lib.decode(result.variables, config, (height, width))
+    poses = geometry.world_from_cam
+    if not result.fixed_world:
+        poses = rigid.compose(rigid.invert(poses[:1]), poses)
+    confidence = result.confidence
+    if config.clean:
+        confidence = clean_confidence(
+            confidence, geometry.depth, geometry.intrinsics, poses, config.clean_tolerance
+        )
+    return Scene(
+        depth=np.asarray(geometry.depth, np.float32),
+        world_from_cam=np.asarray(poses),
+        intrinsics=np.asarray(geometry.intrinsics),
+        confidence=np.asarray(confidence, np.float32),
+        dynamic_mask=np.asarray(result.dynamic_mask, bool),
+        colours=np.asarray(frames.images),
+        times=np.asarray(frames.times),
+        pair_losses=np.asarray(result.pair_losses),
+        trace={name: np.asarray(values) for name, values in result.trace.items()},
+        size=frames.size,
+        names=frames.names,
+        metric=metric,
+    )
+
+
+@functools.partial(jax.jit, static_argnames="tolerance")
+def clean_confidence(
+    confidence: Array,
+    depth: Array,
+    intrinsics: Array,
+    world_from_cam: Array,
+    tolerance: float = 0.001,
+) -> Array:
+    """Returns the confidence, 0 for points that float before a surface another frame is surer of.
+
+    For i ascending, for all j != i: the points of frame i that lie at z < (1 - tolerance) D_j in
+    the pixel of camera j they fall on, with conf_i < conf_j there, get min(conf_i, 0). Frame i
+    meets the already lowered confidences of the frames before it.
+
+    confidence, depth: (T, H, W). intrinsics: (T, 3, 3). world_from_cam: (T, 4, 4).
+    """
+    frames, height, width = depth.shape
+    cam_from_world = rigid.invert(world_from_cam)
+
+    def lower(current, i):
+        points = camera.unproject(depth[i], intrinsics[i]).reshape(-1, 3)
+        points = rigid.apply(world_from_cam[i], points)
+
+        def is_seen_through(j):
+            local = rigid.apply(cam_from_world[j], points)
+            pixel = rigid.rotate(intrinsics[j], local)
+            z = local[:, 2]
+            x, y = (jnp.round(pixel[:, a] / pixel[:, 2]) for a in range(2))
+            inside = (z > 0) & (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+            index = jnp.where(inside, y * width + x, 0).astype(jnp.int32)
+            before = z < (1 - tolerance) * depth[j].reshape(-1)[index]
+            unsure = current[i].reshape(-1) < current[j].reshape(-1)[index]
+            return inside & before & unsure & (j != i)
+
+        # The confidence of i is not compared again once lowered (it cannot fall below 0), so all
+        # j can be looked at together.
+        seen = jax.lax.map(is_seen_through, jnp.arange(frames), batch_size=_VIEWS_AT_ONCE)
+        lowered = jnp.minimum(current[i], 0)
+        mask = jnp.any(seen, axis=0).reshape(height, width)
+        return current.at[i].set(jnp.where(mask, lowered, current[i])), None
+
+    return jax.lax.scan(lower, confidence, jnp.arange(frames))[0]
+
+
+def point_mask(scene: Scene, min_confidence: float) -> np.ndarray:
+    """Returns (T, H, W) bool: pixels whose points are worth showing, confidence above the bar."""
+    return np.asarray(scene.confidence) > min_confidence

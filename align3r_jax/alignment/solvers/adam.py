@@ -1,0 +1,196 @@
+"""First-order optimisation of all variables together, in one compiled loop.
+
+`scan` is the pure loop over a number of iterations: it can be jitted, vmapped over a batch of
+problems of equal shapes (`first_step` unbatched). `optimise` is the host's
+driver: it calls the compiled loop in chunks, so that progress can be shown and Ctrl-C works.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+
+from align3r_jax.alignment import objective, schedule
+from align3r_jax.config import AlignmentConfig
+from align3r_jax.structs import AlignmentVariables
+
+Array = jax.Array
+Progress = Callable[[int, int, float], None]
+
+CHUNK = 50  # iterations between two looks at the host
+BETA1, BETA2, EPSILON = 0.9, 0.9, 1e-8
+
+
+@struct.dataclass
+class State:
+    """Where the loop stands.
+
+    last_good: the variables of the last iteration whose loss was finite; failed: () bool, whether
+    some later loss was not. Once failed nothing moves any more.
+    """
+
+    variables: AlignmentVariables
+    last_good: AlignmentVariables
+    moments: optax.OptState
+    failed: Array
+
+
+@struct.dataclass
+class Outcome:
+    """variables: at the end, or the last with a finite loss. trace: name -> (n,) host arrays.
+
+    failed: the loss became NaN or infinite after n iterations.
+    """
+
+    variables: AlignmentVariables
+    trace: dict[str, np.ndarray]
+    failed: bool = struct.field(pytree_node=False)
+
+
+def _transform() -> optax.GradientTransformation:
+    return optax.scale_by_adam(b1=BETA1, b2=BETA2, eps=EPSILON)
+
+
+def initial_state(variables: AlignmentVariables) -> State:
+    """Returns the state before the first iteration, on buffers of its own."""
+    variables = jax.tree.map(jnp.array, variables)
+    return State(
+        variables=variables,
+        last_good=jax.tree.map(jnp.array, variables),
+        moments=_transform().init(variables),
+        failed=jnp.zeros((), bool),
+    )
+
+
+def scan(
+    state: State,
+    problem: objective.Problem,
+    first_step: Array,
+    *,
+    config: AlignmentConfig,
+    trainable: AlignmentVariables,
+    num_steps: int,
+) -> tuple[State, dict[str, Array]]:
+    """Runs iterations first_step ... first_step + num_steps - 1 of config.iterations.
+
+    x <- x - lr m / (sqrt(v) + eps) with bias-corrected m, v (Adam; Kingma & Ba 2015). Steps at and
+    beyond config.iterations change nothing. trainable: a bool per group (static).
+    Returns the new state and the trace, name -> (num_steps,): "total" before each step, the rate
+    "lr", and every term of `objective.TERMS`.
+    """
+    flow_start = objective.flow_start_iteration(config)
+
+    def body(state, step):
+        evaluate = jax.value_and_grad(objective.evaluate, has_aux=True)
+        (total, terms), gradient = evaluate(state.variables, problem, config, step >= flow_start)
+        gradient = jax.tree.map(
+            lambda free, g: g if free else jnp.zeros_like(g), trainable, gradient
+        )
+        finite = jnp.isfinite(total)
+        rate = schedule.learning_rate(
+            step, config.iterations, config.schedule, config.lr, config.lr_min
+        )
+        updates, moments = _transform().update(gradient, state.moments)
+        moved = jax.tree.map(lambda x, u: x - rate.astype(x.dtype) * u, state.variables, updates)
+        failed = state.failed | ~finite
+        alive = ~failed & (step < config.iterations)
+
+        def choose(new, old):
+            return jax.tree.map(lambda a, b: jnp.where(alive, a, b), new, old)
+
+        following = State(
+            variables=choose(moved, state.variables),
+            last_good=choose(state.variables, state.last_good),
+            moments=choose(moments, state.moments),
+            failed=failed,
+        )
+        trace = {name: terms[name] for name in objective.TERMS}
+        return following, trace | {"total": total, "lr": rate}
+
+    return jax.lax.scan(body, state, first_step + jnp.arange(num_steps))
+
+
+class _Static:
+    """A hashable wrapper for a tree of bools, so that it can be a static argument of jit."""
+
+    def __init__(self, tree: AlignmentVariables):
+        self.tree = tree
+        self._key = tuple(bool(leaf) for leaf in jax.tree.leaves(tree))
+
+    def __hash__(self):
+        return hash(self._key)
+
+    def __eq__(self, other):
+        return isinstance(other, _Static) and self._key == other._key
+
+
+@functools.partial(jax.jit, static_argnames=("config", "trainable", "num_steps"), donate_argnums=0)
+def _compiled_scan(state, problem, first_step, *, config, trainable, num_steps):
+    return scan(
+        state, problem, first_step, config=config, trainable=trainable.tree, num_steps=num_steps
+    )
+
+
+def chunk_length(iterations: int) -> int:
+    """Returns the chunk near `CHUNK` that wastes the fewest iterations in the last chunk."""
+    return -(-iterations // max(1, round(iterations / CHUNK)))
+
+
+def optimise(
+    variables: AlignmentVariables,
+    problem: objective.Problem,
+    config: AlignmentConfig,
+    trainable: AlignmentVariables,
+    *,
+    refresh: Callable[[AlignmentVariables, objective.Problem], objective.Problem] | None = None,
+    refresh_count: int = 0,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Minimises `objective.evaluate` from `variables` with config.iterations steps of Adam.
+
+    The same problem shapes and config compile once. refresh(variables, problem) is called
+    `refresh_count` times, evenly spread over the iterations (at chunk ends), and gives the problem
+    to go on with (same shapes). progress(iteration, total, loss) is called after every chunk.
+    A loss that becomes NaN or infinite ends the run: the last good variables are returned and
+    `failed` is set.
+    """
+    total = config.iterations
+    length = chunk_length(total) if total else 1
+    due = [round(total * (k + 1) / (refresh_count + 1)) for k in range(refresh_count)]
+    state, traces = initial_state(variables), []
+    for first in range(0, total, length):
+        while due and first >= due[0]:
+            due.pop(0)
+            problem = refresh(state.variables, problem)
+        state, trace = _compiled_scan(
+            state,
+            problem,
+            jnp.asarray(first),
+            config=config,
+            trainable=_Static(trainable),
+            num_steps=length,
+        )
+        traces.append(jax.device_get(trace))
+        done = min(first + length, total)
+        losses = traces[-1]["total"][: done - first]
+        if progress is not None:
+            progress(done, total, float(losses[-1]))
+        if bool(state.failed):
+            break
+    trace = {name: np.concatenate([t[name] for t in traces])[:total] for name in _names(traces)}
+    failed = bool(state.failed)
+    if failed:
+        finite = np.isfinite(trace["total"])
+        count = int(np.argmin(finite)) if not finite.all() else len(finite)
+        trace = {name: values[:count] for name, values in trace.items()}
+    return Outcome(state.last_good if failed else state.variables, trace, failed)
+
+
+def _names(traces: list[dict[str, np.ndarray]]) -> list[str]:
+    return list(traces[0]) if traces else []
