@@ -64,14 +64,7 @@ def depth_edges(depth: np.ndarray, threshold: float) -> np.ndarray:
 
 def kept_pixels(scene: Scene, rules: PointFilter) -> np.ndarray:
     """Returns (T, H, W) bool: the pixels that `rules` let into the cloud (before max_points)."""
-    depth, confidence = np.asarray(scene.depth), np.asarray(scene.confidence)
-    keep = np.isfinite(depth) & (depth > 0) & (confidence >= rules.min_confidence)
-    if rules.edge > 0:
-        keep &= ~depth_edges(depth, rules.edge)
-    if rules.dynamic != "keep":
-        moving = np.asarray(scene.dynamic_mask, bool)
-        keep &= moving if rules.dynamic == "only" else ~moving
-    return keep
+    return np.stack([_kept(scene, rules, t) for t in range(len(scene.depth))])
 
 
 def from_scene(scene: Scene, rules: PointFilter | None = None) -> PointCloud:
@@ -81,28 +74,45 @@ def from_scene(scene: Scene, rules: PointFilter | None = None) -> PointCloud:
     """
     rules = rules or PointFilter()
     keep = kept_pixels(scene, rules)
-    chosen = np.flatnonzero(keep)
+    ends = np.cumsum(keep.reshape(len(keep), -1).sum(1))
+    # The n-th kept pixel of the video, for ascending n.
+    chosen = np.arange(ends[-1])
     if rules.max_points is not None and len(chosen) > rules.max_points:
         generator = np.random.default_rng(0)
-        chosen = np.sort(generator.choice(chosen, rules.max_points, replace=False))
-    num_frames, height, width = keep.shape
-    frame, pixel = np.divmod(chosen, height * width)
-    starts = np.searchsorted(frame, np.arange(num_frames + 1))
-    points = np.empty((len(chosen), 3), np.float32)
-    colours = np.empty((len(chosen), 3), np.uint8)
+        chosen = np.sort(generator.choice(ends[-1], rules.max_points, replace=False))
+    points, colours, frame = [], [], []
     # One frame at a time: the points of all pixels of a long video need not fit into memory.
-    for t in range(num_frames):
-        run = slice(starts[t], starts[t + 1])
-        if run.start == run.stop:
+    for t, (first, end) in enumerate(zip(np.append(0, ends[:-1]), ends)):
+        ranks = chosen[np.searchsorted(chosen, first) : np.searchsorted(chosen, end)] - first
+        if not len(ranks):
             continue
+        pixels = np.flatnonzero(keep[t])[ranks]
         # Whole images, whose shape never changes, are moved: another shape would compile again.
         in_camera = camera.unproject(scene.depth[t], scene.intrinsics[t])
         in_world = rigid.apply(scene.world_from_cam[t], in_camera)
-        points[run] = np.asarray(in_world).reshape(-1, 3)[pixel[run]]
-        colours[run] = np.asarray(scene.colours[t]).reshape(-1, 3)[pixel[run]]
-    return PointCloud(points, colours, frame.astype(np.int32))
+        points.append(np.asarray(in_world, np.float32).reshape(-1, 3)[pixels])
+        colours.append(np.asarray(scene.colours[t]).reshape(-1, 3)[pixels])
+        frame.append(np.full(len(pixels), t, np.int32))
+    if not points:
+        return PointCloud(
+            np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8), np.zeros(0, np.int32)
+        )
+    return PointCloud(np.concatenate(points), np.concatenate(colours), np.concatenate(frame))
 
 
 def encode_ply(cloud: PointCloud) -> bytes:
     """Returns a binary little-endian PLY file: x y z float32, red green blue alpha uint8; world."""
     return trimesh.PointCloud(cloud.points, colors=cloud.colours).export(file_type="ply")
+
+
+def _kept(scene: Scene, rules: PointFilter, t: int) -> np.ndarray:
+    """Returns (H, W) bool for frame t."""
+    depth = np.asarray(scene.depth[t])
+    keep = np.isfinite(depth) & (depth > 0)
+    keep &= np.asarray(scene.confidence[t]) >= rules.min_confidence
+    if rules.edge > 0:
+        keep &= ~depth_edges(depth, rules.edge)
+    if rules.dynamic != "keep":
+        moving = np.asarray(scene.dynamic_mask[t], bool)
+        keep &= moving if rules.dynamic == "only" else ~moving
+    return keep

@@ -23,13 +23,11 @@ def inverse_depth_range(
     depth: (..., H, W), scene units; values that are not positive numbers are ignored. Percentiles
     keep single outliers from taking all the contrast. (0, 1) if nothing is valid.
     """
-    valid = np.isfinite(depth) & (depth > 0)
-    if not valid.any():
+    values = depth.reshape(-1)[:: max(1, depth.size // 1_000_000)].astype(np.float64)
+    values = values[np.isfinite(values) & (values > 0)]
+    if not values.size:
         return 0.0, 1.0
-    values = 1.0 / depth[valid].astype(np.float64)
-    if values.size > 2_000_000:
-        values = values[:: values.size // 1_000_000]
-    far, near = np.percentile(values, percentiles)
+    far, near = np.percentile(1.0 / values, percentiles)
     if near <= far * (1 + 1e-6):  # a constant plane
         far, near = 0.5 * far, 1.5 * far
     return float(far), float(near)

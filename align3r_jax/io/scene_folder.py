@@ -6,16 +6,12 @@ which is renamed when it is complete, so that an interrupted or failed run leave
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import errno
 import io
 import json
 import math
 import os
-import secrets
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +20,7 @@ import numpy as np
 
 from align3r_jax.errors import UserError
 from align3r_jax.geometry import camera
-from align3r_jax.io import gltf, pointcloud, preview, trajectory
+from align3r_jax.io import atomic, gltf, pointcloud, preview, trajectory
 from align3r_jax.structs import OpticalFlow, Scene, WorkingSize
 
 FORMAT = "align3r_jax scene, version 1"
@@ -52,7 +48,7 @@ def check_output(output_dir: str | Path, overwrite: bool = False) -> Path:
     else never, because overwriting removes what was there. Raises UserError otherwise.
     """
     path = Path(output_dir).resolve()
-    with _told_to_user(path):
+    with atomic.told_to_user(path):
         if path.exists() and not path.is_dir():
             raise UserError(f"The output {path} is a file; name a folder.")
         if path.is_dir() and any(path.iterdir()):
@@ -106,18 +102,33 @@ def save_scene(
     """
     path = check_output(output_dir, overwrite)
     scene = _as_numpy(scene)
-    with _new_folder(path) as folder:
+    with atomic.new_folder(path) as folder:
         _write_frames(folder, scene)
         _write_cameras(folder, scene, true_world_from_cam)
         _write_extras(folder, scene, prior_depth, flow)
-        cloud = pointcloud.from_scene(scene, rules)
-        (folder / POINTS).write_bytes(pointcloud.encode_ply(cloud))
-        (folder / GLB).write_bytes(gltf.encode_glb(scene, cloud))
-        section = _scene_section(scene) | {"points": len(cloud)}
+        section = _scene_section(scene) | {"points": write_points(folder, scene, rules)}
         _write_json(folder / SUMMARY, {"format": FORMAT} | summary | {"scene": section})
         if finish is not None:
             finish(folder)
     return path
+
+
+def write_points(
+    folder: str | Path, scene: Scene, rules: pointcloud.PointFilter | None = None
+) -> int:
+    """Writes `points.ply` and `scene.glb`, each replaced when complete; returns the points' count.
+
+    Raises UserError if they cannot be written.
+    """
+    folder = Path(folder)
+    cloud = pointcloud.from_scene(scene, rules)
+    with atomic.told_to_user(folder):
+        for name, content in (
+            (POINTS, pointcloud.encode_ply(cloud)),
+            (GLB, gltf.encode_glb(scene, cloud)),
+        ):
+            atomic.replace_file(folder / name, content)
+    return len(cloud)
 
 
 def load_scene(folder: str | Path) -> Scene:
@@ -191,7 +202,7 @@ def _write_frames(folder: Path, scene: Scene) -> None:
         folder / DEPTH_SCALE,
         {"depth_per_level": maximum / 65535, "maximum": maximum, "missing": 0},
     )
-    colours = preview.colour_depth(scene.depth, preview.inverse_depth_range(scene.depth))
+    scale = preview.inverse_depth_range(scene.depth)
     for t, depth in enumerate(scene.depth):
         clean = np.where(np.isfinite(depth), depth, 0).astype(np.float64)
         levels = (np.clip(clean / maximum, 0, 1) * 65535).round().astype(np.uint16)
@@ -199,13 +210,16 @@ def _write_frames(folder: Path, scene: Scene) -> None:
         _save_array(folder / frame_file(CONFIDENCE, t, ".npy"), scene.confidence[t])
         for name, image in (
             (DEPTH, levels),
-            (DEPTH_COLOUR, colours[t]),
+            (DEPTH_COLOUR, preview.colour_depth(depth, scale)),
             (MASK, scene.dynamic_mask[t].astype(np.uint8) * 255),
             (RGB, scene.colours[t]),
         ):
             (folder / frame_file(name, t, ".png")).write_bytes(preview.encode_png(image))
-    pairs = (np.concatenate(pair, axis=1) for pair in zip(scene.colours, colours))
-    preview.write_mp4(folder / VIDEO, pairs, preview.playback_rate(scene.times))
+    side_by_side = (
+        np.concatenate([colours, preview.colour_depth(depth, scale)], axis=1)
+        for colours, depth in zip(scene.colours, scene.depth)
+    )
+    preview.write_mp4(folder / VIDEO, side_by_side, preview.playback_rate(scene.times))
 
 
 def _write_cameras(folder: Path, scene: Scene, true_world_from_cam: np.ndarray | None) -> None:
@@ -275,50 +289,6 @@ def _read_image(path: Path, rgb: bool) -> np.ndarray:
     if image is None:
         raise ValueError(f"{path.name} is not an image")
     return image
-
-
-@contextlib.contextmanager
-def _new_folder(path: Path) -> Iterator[Path]:
-    """Gives a hidden sibling of `path` to fill, which takes its place if all goes well."""
-    hidden = path.parent / f".{path.name}.{secrets.token_hex(4)}.partial"
-    with _told_to_user(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        hidden.mkdir()
-        try:
-            yield hidden
-            _replace(path, hidden)
-        # Also Ctrl-C, which is no Exception, must leave nothing half-written.
-        except BaseException:
-            shutil.rmtree(hidden, ignore_errors=True)
-            raise
-
-
-def _replace(path: Path, hidden: Path) -> None:
-    """Renames `hidden` to `path`; what was there is put back if that fails, else removed."""
-    old = hidden.with_suffix(".old")
-    had_old = path.exists()
-    if had_old:
-        path.rename(old)
-    try:
-        hidden.rename(path)
-    except BaseException:
-        if had_old:
-            old.rename(path)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _told_to_user(path: Path) -> Iterator[None]:
-    """Turns failures of the file system into a sentence about the output."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            reason = "the disk is full or a quota is reached; free some space or name another disk"
-        else:
-            reason = f"{error.strerror or error}; name a folder that can be written"
-        raise UserError(f"The result could not be written to {path}: {reason}.") from error
 
 
 def _is_result(folder: Path) -> bool:
