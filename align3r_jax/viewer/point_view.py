@@ -19,7 +19,7 @@ from align3r_jax.structs import Array, Scene
 
 STATIC_POINTS = 130_000
 MOVING_POINTS = 60_000
-PIVOT_TO_CAMERAS = 0.3
+PIVOT_TO_CAMERAS = 0.25
 FARTHEST = 30.0  # points beyond this many median distances from the pivot are left out
 
 
@@ -110,4 +110,4 @@ def _point_size(scene: Scene, count: int) -> float:
     depth = np.asarray(scene.depth)
     valid = depth[np.isfinite(depth) & (depth > 0)]
     pitch = float(np.median(valid) if valid.size else 1.0) / float(scene.intrinsics[0, 0, 0])
-    return pitch * max(1.0, (depth[0].size / max(count, 1)) ** 0.5) * 1.5
+    return pitch * max(1.0, (depth[0].size / max(count, 1)) ** 0.5) * 2.0

@@ -16,15 +16,16 @@ from typing import Any
 import numpy as np
 
 from align3r_jax.geometry import camera
-from align3r_jax.io import pointcloud, scene_folder
+from align3r_jax.io import atomic, pointcloud, scene_folder
 from align3r_jax.structs import Scene
 from align3r_jax.viewer import frame_strips, point_view, run_sections
 
 
-def write_report(folder: str | Path) -> Path:
+def write_report(folder: str | Path, rules: pointcloud.PointFilter | None = None) -> Path:
     """Writes `report.html` into a result folder, from the files in it, and returns its path.
 
-    Raises UserError if the folder holds no result.
+    rules: which points the 3-D view shows (its number of points and the moving ones excepted).
+    Raises UserError if the folder holds no result or cannot be written.
     """
     folder = Path(folder)
     page = render(
@@ -33,11 +34,11 @@ def write_report(folder: str | Path) -> Path:
         prior_depth=scene_folder.load_prior_depth(folder),
         flow_images=scene_folder.load_flow_images(folder),
         true_world_from_cam=scene_folder.load_true_poses(folder),
+        rules=rules,
     )
     path = folder / scene_folder.REPORT
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
+    with atomic.told_to_user(path):
+        atomic.replace_file(path, page.encode())
     return path
 
 

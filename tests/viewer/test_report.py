@@ -155,7 +155,7 @@ def test_damaged_numbers_and_empty_clouds_are_shown_not_raised(scene):
 
 @pytest.mark.parametrize("frames", [1, 2, 40])
 def test_any_number_of_frames(frames):
-    scene = bumpy_scene.make(frames, 16, 24)
+    scene = bumpy_scene.make(frames, 32, 40)
     checked = _Checker(report.render(scene, bumpy_scene.summary(scene)))
     assert f"of {frames} cameras" in checked.attributes("canvas")[0]["aria-label"]
 
