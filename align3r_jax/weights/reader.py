@@ -199,7 +199,7 @@ def _state_of(content: Any, path: Path) -> dict[str, np.ndarray]:
     others = [str(name)[:80] for name, value in state.items() if not isinstance(value, np.ndarray)]
     if others:
         raise UserError(
-            f"{path.name}: entries of its state dict are no tensors: {_listed(others)}."
+            f"{path.name}: the entries {_listed(others)} of its state dict are no tensors."
         )
     return {str(name): value for name, value in state.items()}
 

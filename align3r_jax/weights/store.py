@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Mapping
 from importlib import resources
@@ -238,7 +239,7 @@ def _write(
 
 def _flatten(params: Params) -> dict[str, np.ndarray]:
     flat = traverse_util.flatten_dict(dict(params), sep="/")
-    return {path: np.asarray(leaf) for path, leaf in sorted(flat.items())}
+    return {path: np.asarray(leaf, order="C") for path, leaf in sorted(flat.items())}
 
 
 def _check_tree(params: Params, config: NetworkConfig, place: str) -> None:
@@ -248,20 +249,24 @@ def _check_tree(params: Params, config: NetworkConfig, place: str) -> None:
 
 
 def _compare(shapes: Mapping[str, list[int]], config: NetworkConfig, place: str) -> None:
-    expected = traverse_util.flatten_dict(align3r.abstract_params(config), sep="/")
+    expected = _expected_shapes(config)
     wrong = [
         f"{path} is {tuple(shapes[path]) if path in shapes else 'missing'}, expected "
-        f"{tuple(expected[path].shape) if path in expected else 'no such parameter'}"
+        f"{expected.get(path, 'no such parameter')}"
         for path in sorted(set(shapes) | set(expected))
-        if path not in shapes
-        or path not in expected
-        or list(shapes[path]) != list(expected[path].shape)
+        if path not in shapes or expected.get(path) != tuple(shapes[path])
     ]
     if wrong:
         raise UserError(
             f"The parameters for {place} are not those of its configuration: {len(wrong)} differ: "
             f"{'; '.join(wrong[:8])}."
         )
+
+
+@functools.lru_cache(maxsize=8)  # tracing a network takes a second
+def _expected_shapes(config: NetworkConfig) -> dict[str, tuple[int, ...]]:
+    flat = traverse_util.flatten_dict(align3r.abstract_params(config), sep="/")
+    return {path: tuple(leaf.shape) for path, leaf in flat.items()}
 
 
 def _refuse_non_finite(params: Params) -> None:
