@@ -141,8 +141,8 @@ def _facts(scene: Scene, summary: dict[str, Any]) -> str:
 def _cloud(scene: Scene, meta: dict[str, Any]) -> str:
     moving = meta["points"] - meta["movingStarts"][0]
     caption = (
-        "Drag to turn, scroll or pinch to zoom, shift-drag or two fingers to move; arrow keys, + "
-        "and − work too. The wire pyramids are the cameras, blue first, red last. "
+        "Drag to turn; once clicked, scroll to zoom, or pinch; shift-drag or two fingers move it; "
+        "arrow keys, + and − work too. The wire pyramids are the cameras, blue first, red last. "
     )
     if moving:
         caption += "Points that move by themselves are shown only at their own frame. "

@@ -125,11 +125,11 @@ def stages(records: list[dict[str, Any]]) -> str:
     head = '<th scope="col" class="number">Device memory</th>' if device else ""
     return _section("stages", "Time and memory", (
         '<div class="scroll"><table class="data"><thead><tr><th scope="col">Stage</th>'
-        '<th scope="col" class="number">Time</th><th scope="col">Share</th>'
+        '<th scope="col" class="number">Time</th><th scope="col" class="share">Share</th>'
         f'<th scope="col" class="number">Peak memory</th>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody><tfoot><tr><th scope=\"row\">Total</th>"
-        f'<td class="number">{duration(total)}</td><td></td><td></td>{"<td></td>" * device}</tr>'
-        "</tfoot></table></div>"
+        f'<td class="number">{duration(total)}</td><td class="share"></td><td></td>'
+        f"{'<td></td>' * device}</tr></tfoot></table></div>"
     ))  # fmt: skip
 
 

@@ -222,13 +222,13 @@
   canvas.addEventListener("pointerdown", (event) => {
     canvas.setPointerCapture(event.pointerId);
     pointers.set(event.pointerId, [event.clientX, event.clientY]);
-    turn(false);
   });
   canvas.addEventListener("pointermove", (event) => {
     const before = pointers.get(event.pointerId);
     if (!before) return;
     const after = [event.clientX, event.clientY];
     const [dx, dy] = [after[0] - before[0], after[1] - before[1]];
+    if (state.turning) turn(false);
     if (pointers.size === 1) {
       if (event.shiftKey || event.buttons & 6) pan(dx, dy);
       else rotate(dx * 0.008, dy * 0.008);
@@ -245,6 +245,8 @@
   }
   canvas.addEventListener("contextmenu", (event) => event.preventDefault());
   canvas.addEventListener("wheel", (event) => {
+    // Until the view was clicked, the wheel scrolls the page past it.
+    if (document.activeElement !== canvas && !event.ctrlKey) return;
     event.preventDefault();
     zoom(Math.exp(Math.sign(event.deltaY) * Math.min(Math.abs(event.deltaY), 60) * 0.002));
   }, { passive: false });
