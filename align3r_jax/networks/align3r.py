@@ -11,12 +11,13 @@ CroCo v2 (encoder, decoder), DUSt3R (heads, output), Align3R (prior branch). Wit
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import struct
+from flax import struct, traverse_util
 
 from align3r_jax.config import NetworkConfig
 from align3r_jax.errors import UserError
@@ -322,12 +323,18 @@ def _inject(tokens: jax.Array, injections: jax.Array, index: int) -> jax.Array:
     return tokens + injections[:, index] if index < injections.shape[1] else tokens
 
 
-def abstract_params(config: NetworkConfig) -> dict[str, Any]:
-    """The parameter tree as shapes and types, without memory."""
+@functools.lru_cache(maxsize=16)
+def _flat_shapes(config: NetworkConfig) -> dict[str, jax.ShapeDtypeStruct]:
     image = jax.ShapeDtypeStruct((1, config.patch_size, config.patch_size, 3), jnp.float32)
     prior = image if config.prior_branch else None
     init = Align3R(config).init
-    return jax.eval_shape(init, jax.random.key(0), image, image, prior, prior)["params"]
+    params = jax.eval_shape(init, jax.random.key(0), image, image, prior, prior)["params"]
+    return traverse_util.flatten_dict(params, sep="/")
+
+
+def abstract_params(config: NetworkConfig) -> dict[str, Any]:
+    """The parameter tree as shapes and types, without memory."""
+    return traverse_util.unflatten_dict(_flat_shapes(config), sep="/")
 
 
 def init_params(config: NetworkConfig, key: jax.Array) -> dict[str, Any]:
