@@ -17,12 +17,16 @@ from align3r_jax.structs import Array, OpticalFlow, PairGraph, PairPredictions
 
 _GREY_THRESHOLD = 0.99  # user masks: brighter is dynamic
 
-# Masks from a whole scene.
+# Masks from a whole scene; chosen on rendered clips with DIS flow, exact and noisy depth.
 _MAX_DISTANCE = 3  # frames; flow over longer ones is less sure and hides more
-_BACKGROUND_QUANTILE = 0.4  # of the errors: below it nothing moves even if half the image does
-_BACKGROUND_FACTOR = 4.0  # errors above this many quantiles are motion
-_MAX_VOTE = 2.0  # no single field decides alone
-_MIN_AREA = 1e-3  # of the image: smaller spots are noise
+_BACKGROUND_QUANTILE = 0.3  # of the errors: below it nothing moves even if half the image does
+_BACKGROUND_FACTOR = 3.0  # errors above this many quantiles are motion
+_FLOW_SHARE = 0.2  # of its length, what a flow may be wrong by
+_MAX_VOTE = 1.5  # no single field decides alone
+_LEAST_TRUST = 0.05  # of flow that fails its consistency check though the point stays in view
+_SNAP_RADIUS = 1 / 32  # of the long side; boundaries move to depth edges this near
+_SNAP_EPSILON = 5e-4  # variance of ln depth that counts as an edge
+_MIN_AREA = 2e-3  # of the image: smaller spots are noise
 
 
 def from_two_views(
@@ -145,12 +149,12 @@ def update_from_scene(
 ) -> np.ndarray:
     """Dynamic masks from an aligned scene.
 
-    Every flow field between near frames votes on its source frame with
-    min(error / limit, 2), limit = max(motion_min_error_px, 4 x the 40 % quantile of its errors);
-    dynamic where the mean vote, weighted by the trust in the flow, exceeds 1. The quantile is
-    what depth, cameras and flow get wrong of the standing background, so a static scene stays
-    static however small the motion; the fixed floor keeps noise of good flow out. Spots are then
-    removed and holes closed.
+    Every flow field between near frames votes on its source frame with min(error / limit, 1.5),
+    limit = max(motion_min_error_px, 3 x the 30 % quantile of its errors) + 0.2 x the length of
+    the flow; dynamic where the mean vote, weighted by the trust in the flow, exceeds 1. The
+    quantile is what depth, cameras and flow get wrong of the standing background, so a static
+    scene stays static; the fixed floor keeps noise of good flow out. Votes snap to the edges of
+    the depth map (flow bleeds across them), then spots are removed and holes closed.
 
     Args:
         depth: (T, H, W). world_from_cam: (T, 4, 4). intrinsics: (T, 3, 3).
@@ -160,15 +164,15 @@ def update_from_scene(
     Returns:
         (T, H, W) bool; frames without a field are static.
     """
-    depth = jnp.asarray(depth)
-    votes = scene_votes(
-        depth,
+    votes, trust = scene_votes(
+        jnp.asarray(depth),
         jnp.asarray(world_from_cam),
         jnp.asarray(intrinsics),
-        *_near_fields(flow, depth.shape[0]),
+        *_near_fields(flow, len(depth)),
         config.motion_min_error_px,
     )
-    return np.stack([clean(mask) for mask in np.asarray(votes) > 1])
+    maps = zip(np.asarray(votes), np.asarray(trust), np.asarray(depth), strict=True)
+    return np.stack([clean(snap(*frame) > 1) for frame in maps])
 
 
 @jax.jit
@@ -180,11 +184,14 @@ def scene_votes(
     flow: Array,
     weight: Array,
     min_error_px: float,
-) -> jax.Array:
-    """Returns (T, H, W), the mean vote of `update_from_scene`; 0 where no flow is trusted.
+) -> tuple[jax.Array, jax.Array]:
+    """Returns (T, H, W) the mean votes of `update_from_scene` and the sum of their weights.
 
-    pairs: (D, 2); flow: (D, H, W, 2); weight: (D, H, W).
+    pairs: (D, 2); flow: (D, H, W, 2); weight: (D, H, W). Votes are 0 where no flow is trusted.
     """
+    height, width = depth.shape[1:]
+    corner = jnp.array([width - 1, height - 1], jnp.float32)
+    grid = warp.pixel_grid(height, width)
 
     def add(carry, inputs):
         total, trust = carry
@@ -193,17 +200,48 @@ def scene_votes(
             depth[i], intrinsics[i], intrinsics[j], world_from_cam[i], world_from_cam[j]
         )
         error = _length(ego - field)
-        usable = (weight > 0) & jnp.isfinite(error)
-        error = jnp.where(usable, error, 0)
-        background = _quantile(error, usable, _BACKGROUND_QUANTILE)
-        limit = jnp.maximum(jnp.maximum(min_error_px, _BACKGROUND_FACTOR * background), 1e-6)
-        weight = jnp.where(usable, weight, 0)
-        vote = weight * jnp.minimum(error / limit, _MAX_VOTE)
+        known = jnp.isfinite(error)
+        error = jnp.where(known, error, 0)
+        background = _quantile(error, known & (weight > 0), _BACKGROUND_QUANTILE)
+        limit = jnp.maximum(min_error_px, _BACKGROUND_FACTOR * background)
+        limit = limit + _FLOW_SHARE * jnp.minimum(_length(ego), _length(field))
+        # Fast things fail the consistency check everywhere; standing ones only where they are
+        # hidden or leave the image.
+        target = grid + ego
+        inside = jnp.all((target >= 0) & (target <= corner), axis=-1)
+        weight = jnp.where(inside, jnp.maximum(weight, _LEAST_TRUST), weight)
+        weight = jnp.where(known, weight, 0)
+        vote = weight * jnp.minimum(error / jnp.maximum(limit, 1e-6), _MAX_VOTE)
         return (total.at[i].add(vote), trust.at[i].add(weight)), None
 
     empty = jnp.zeros(depth.shape, jnp.float32)
     (total, trust), _ = jax.lax.scan(add, (empty, empty), (pairs, flow, weight))
-    return jnp.where(trust > 0, total / jnp.where(trust > 0, trust, 1), 0)
+    return jnp.where(trust > 0, total / jnp.where(trust > 0, trust, 1), 0), trust
+
+
+def snap(votes: np.ndarray, trust: np.ndarray, depth: np.ndarray) -> np.ndarray:
+    """Smooths votes (H, W) except across edges of ln depth: guided filter (He et al. 2013).
+
+    In every window the votes are fitted by a ln depth + b, each pixel weighing its trust, and
+    each pixel gets the mean of the fits of all windows over it. Untrusted pixels are filled in.
+    """
+    log_depth = np.log(np.maximum(depth, 1e-6))
+    guide = (log_depth - np.median(log_depth)).astype(np.float32)
+    weight = np.minimum(trust, 4).astype(np.float32) + 1e-3
+    radius = max(1, round(_SNAP_RADIUS * max(votes.shape)))
+
+    def window_sum(values: np.ndarray) -> np.ndarray:
+        size = (2 * radius + 1, 2 * radius + 1)
+        return cv2.boxFilter(values, -1, size, normalize=False, borderType=cv2.BORDER_CONSTANT)
+
+    total = window_sum(weight)
+    mean_guide = window_sum(weight * guide) / total
+    mean_votes = window_sum(weight * votes) / total
+    covariance = window_sum(weight * guide * votes) / total - mean_guide * mean_votes
+    variance = window_sum(weight * guide * guide) / total - mean_guide**2
+    slope = covariance / (np.maximum(variance, 0) + _SNAP_EPSILON)
+    offset = mean_votes - slope * mean_guide
+    return (window_sum(total * slope) * guide + window_sum(total * offset)) / window_sum(total)
 
 
 def clean(mask: np.ndarray) -> np.ndarray:
