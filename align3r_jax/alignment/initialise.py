@@ -268,7 +268,9 @@ def spanning_tree_scene(
     return Tree(points, poses, focals, used)
 
 
-def register_pairs(pointmap1: Array, confidence1: Array, points: Array, frames: np.ndarray):
+def register_pairs(
+    pointmap1: Array, confidence1: Array, points: Array, frames: np.ndarray
+) -> tuple[Array, Array, Array]:
     """Registers every pair to the world points of its first frame.
 
     Weighted Procrustes with the raw confidences as weights, one pair at a time inside one
