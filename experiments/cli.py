@@ -1,4 +1,4 @@
-"""What every script of `experiments` shares: errors as sentences, exit codes, the compile cache.
+"""What every script of `experiments` shares: errors as sentences, exit codes, compile cache, quiet.
 
     if __name__ == "__main__":
         cli.run(main)
@@ -18,10 +18,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from logging import WARNING, LogRecord
 from pathlib import Path
 
 import jax
-from absl import app
+from absl import app, logging
 
 from align3r_jax.errors import UserError
 
@@ -40,6 +41,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
                     "--name=value (--help lists them)."
                 )
             use_compile_cache()
+            quiet_libraries()
             return main(argv) or 0
         except UserError as error:
             print(f"Error: {error}", file=sys.stderr)
@@ -53,6 +55,21 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
             return INTERRUPTED
 
     app.run(guarded)
+
+
+def quiet_libraries() -> None:
+    """Drops what libraries log below WARNING (Orbax: 20 lines a checkpoint), unless --verbosity=1.
+
+    Our own messages pass.
+    """
+    if logging.get_verbosity() < logging.DEBUG:
+        logging.get_absl_handler().addFilter(_is_ours_or_important)
+
+
+def _is_ours_or_important(record: LogRecord) -> bool:
+    installed = {"site-packages", "dist-packages"} & set(Path(record.pathname).parts)
+    ours = not installed or "align3r_jax" in Path(record.pathname).parts
+    return ours or record.levelno >= WARNING
 
 
 def use_compile_cache() -> None:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import textwrap
+from logging import INFO, WARNING, LogRecord
 from pathlib import Path
 
 import jax
@@ -78,6 +79,16 @@ def test_flags_and_defects(tmp_path):
     assert "'video.mp4'" in stray[1]
     assert defect[0] not in (0, 2)
     assert "RuntimeError: ours" in defect[1]
+
+
+def test_libraries_are_quiet_and_we_are_heard():
+    def passes(path, level):
+        return cli._is_ours_or_important(LogRecord("absl", level, path, 1, "", (), None))
+
+    assert not passes("/x/site-packages/orbax/checkpoint/handler.py", INFO)
+    assert passes("/x/site-packages/orbax/checkpoint/handler.py", WARNING)
+    assert passes("/x/site-packages/align3r_jax/stages.py", INFO)
+    assert passes(str(ROOT / "align3r_jax" / "stages.py"), INFO)
 
 
 @pytest.fixture

@@ -79,6 +79,7 @@ def test_official_file_to_verified_folder(golden_dir, golden_weights, tmp_path):
             env={**os.environ, "JAX_PLATFORMS": "cpu"},
         )  # fmt: skip
         assert process.returncode == 0, process.stdout + process.stderr
+        assert process.stderr == ""
     lines = process.stdout.splitlines()
     assert [line.split()[0] for line in lines if line.endswith(" ok")] == list(OUTPUTS)
     assert lines[-1] == "All within the tolerance of 1e-05."
