@@ -100,11 +100,12 @@ def on_table(place: Place, across: jax.Array, above: jax.Array) -> jax.Array:
 def fill(key: jax.Array, place: Place) -> Clutter:
     """Draws table, clutter and thin structures."""
     keys = jax.random.split(key, 3)
-    parts = [_table(place), _clutter(keys[0], place), _thin(keys[1], place)]
+    parts = [table(place), _clutter(keys[0], place), _thin(keys[1], place)]
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
-def _table(place: Place) -> Clutter:
+def table(place: Place) -> Clutter:
+    """Top and four legs."""
     top = place.table_position
     leg_half = (top[2] - place.table_half[2]) / 2
     corners = jnp.array([[-1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [1.0, 1.0]]) * 0.92

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from data.procedural import pairs
+from data.procedural import cameras, pairs, scene
 
 
 def test_pose_depth_and_flow_agree(batch):
@@ -50,7 +50,6 @@ def test_ranges_and_rejection(batch):
 
 def test_pitch_and_roll_vary():
     """Views look down on things as well as across; some are rolled."""
-    from data.procedural import cameras, scene
 
     def axes(key):
         return cameras.pose_at(scene.sample_scene(key).camera, 0.0)[0]
