@@ -11,15 +11,18 @@ The checksum identifies settings and values: it is the same for both layouts and
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import secrets
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
 
 from align3r_jax.errors import UserError
 
@@ -126,13 +129,32 @@ def check_output(path: Path, overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def written_at_once(path: Path) -> Iterator[Path]:
+def written_at_once(path: Path, size: int) -> Iterator[Path]:
     """Gives a hidden sibling of `path` to create; it takes the place of `path` if all goes well.
 
     Whatever was at `path` before is removed only then. After any failure, Ctrl-C included, `path`
-    is as it was and nothing is left beside it.
+    is as it was and nothing is left beside it. size: bytes to come, about. Raises UserError when
+    they do not fit on the disk, or when the file system fails.
     """
     path = path.absolute()
+    try:
+        with _replacing(path) as hidden:
+            free = shutil.disk_usage(path.parent).free
+            if free < size:
+                raise OSError(errno.ENOSPC, f"{size / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free")
+            yield hidden
+    except UserError:
+        raise
+    # The libraries wrap what the system says in exceptions of their own.
+    except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+        raise UserError(
+            f"The weights could not be written to {path} ({str(error).splitlines()[0][:300]}); "
+            "free some space or name another place."
+        ) from error
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
     hidden = path.parent / f".{path.name}.{secrets.token_hex(4)}.partial"
     old = hidden.with_suffix(".old")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -152,7 +174,11 @@ def written_at_once(path: Path) -> Iterator[Path]:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_file():
+        path.unlink()
+    # More than once: threads of a failed checkpoint may still be writing for a moment.
+    for _ in range(20):
+        if not path.exists():
+            return
         shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+        time.sleep(0.05)

@@ -153,7 +153,8 @@ def export(
     params = jax.tree.map(np.asarray, dict(params))
     state = table.export_state(params, config)
     text = json.dumps(settings_lib.encode_network(config))
-    with folder_lib.written_at_once(path) as hidden:
+    size = sum(array.nbytes for array in state.values())
+    with folder_lib.written_at_once(path, size) as hidden:
         safetensors_numpy.save_file(
             state, hidden, metadata={"format": "pt", reader.CONFIG_ENTRY: text}
         )
@@ -224,7 +225,8 @@ def _write(
         "meta": dict(meta or {}),
         "parameters": parameters,
     }
-    with folder_lib.written_at_once(directory) as hidden:
+    size = sum(array.nbytes for array in flat.values())
+    with folder_lib.written_at_once(directory, size) as hidden:
         hidden.mkdir()
         if packed:
             safetensors_numpy.save_file(flat, hidden / folder_lib.PACKED_FILE)

@@ -201,13 +201,21 @@ def test_interrupted_writes_leave_what_was_there(params, saved, tmp_path, monkey
     before = sorted(str(p) for p in tmp_path.rglob("*"))
     monkeypatch.setattr(folder, "write_manifest", fail)  # after the checkpoint
     for target in (path, tmp_path / "new"):
-        with pytest.raises((KeyboardInterrupt, OSError)):
+        with pytest.raises((KeyboardInterrupt, UserError)):
             store.save(target, params, CONFIG, overwrite=True)
     monkeypatch.setattr(store.safetensors_numpy, "save_file", fail)
-    with pytest.raises((KeyboardInterrupt, OSError)):
+    with pytest.raises((KeyboardInterrupt, UserError)):
         store.export(params, CONFIG, tmp_path / "new.safetensors")
     assert sorted(str(p) for p in tmp_path.rglob("*")) == before
     assert store.load(path).checksum == saved[1]
+
+
+def test_a_disk_that_is_too_small_is_noticed_before_writing(params, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(folder.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match="0.00 GB free"):
+        store.save(tmp_path / "x", params, CONFIG)
+    assert not list(tmp_path.iterdir())
 
 
 SHARDED = """
