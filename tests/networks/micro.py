@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import numpy as np
 
@@ -45,13 +47,17 @@ def camera_points(batch=2, height=32, width=48, seed=0, scale=1.0):
     return np.stack([x * depth, y * depth, depth], axis=-1).astype(np.float32)
 
 
-def run(config, params, *args, **options):
-    """The jitted pair forward pass."""
+@functools.lru_cache
+def _forward(config, landscape_only):
     net = align3r.Align3R(config, precision="highest")
-    landscape_only = options.pop("landscape_only", False)
 
     @jax.jit
     def forward(params, args, options):
         return net.apply({"params": params}, *args, **options, landscape_only=landscape_only)
 
-    return forward(params, args, options)
+    return forward
+
+
+def run(config, params, *args, landscape_only=False, **options):
+    """The pair forward pass, compiled once per shapes."""
+    return _forward(config, landscape_only)(params, args, options)
