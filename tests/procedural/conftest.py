@@ -1,9 +1,10 @@
 """One small clip and one batch of pairs, rendered once for all tests of this folder."""
 
 import jax
+import jax.numpy as jnp
 import pytest
 
-from data.procedural import benchmark, pairs, sensor, textures
+from data.procedural import benchmark, cameras, pairs, scene, sensor, textures
 
 PERFECT = sensor.SensorOptions(shutter=0.0, exposure=0.0, balance=0.0, noise=0.0, vignetting=0.0)
 
@@ -19,6 +20,19 @@ def small_clip(bank):
     return benchmark.render(
         "crowded", frames=3, height=72, width=96, supersample=3, bank=bank, camera=PERFECT
     )
+
+
+@pytest.fixture(scope="session")
+def scenes():
+    """400 scenes; the first two have the same key. (axes of the camera, scene), stacked."""
+    numbers = jnp.arange(400).at[0].set(1)
+    keys = jax.vmap(jax.random.key)(numbers)
+
+    def draw(key):
+        drawn = scene.sample_scene(key)
+        return cameras.pose_at(drawn.camera, 0.0)[0], drawn
+
+    return jax.device_get(jax.jit(jax.vmap(draw))(keys))
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from data.procedural import clip, noise, scene, textures
+from data.procedural import clip, layout, noise, textures
 
 
 def _pixels(height, width):
@@ -141,11 +141,23 @@ def test_depth_agrees_with_the_target_depth(small_clip):
     assert np.percentile(np.abs(np.log(seen / z))[part], 80) < 0.02
 
 
-def test_same_key_same_scene():
-    draw = jax.jit(scene.sample_scene)
-    first, second, other = (draw(jax.random.key(k)) for k in (1, 1, 2))
-    jax.tree.map(np.testing.assert_array_equal, first, second)
-    assert not np.allclose(first.position, other.position)
+def test_same_key_same_scene(scenes):
+    drawn = scenes[1]
+    for leaf in jax.tree.leaves(drawn):
+        np.testing.assert_array_equal(leaf[0], leaf[1])
+    assert not np.allclose(drawn.position[1], drawn.position[2])
+
+
+def test_what_is_drawn(scenes):
+    """Shares of places, small things on tables, thin structures, contact with what carries."""
+    drawn = scenes[1]
+    assert 0.1 < drawn.outdoor.mean() < 0.3
+    clutter = drawn.scale[:, layout.CLUTTER]
+    assert (np.median(clutter.max(-1), axis=0) < 0.6).all()
+    assert (drawn.scale[:, layout.THIN].min(-1) < 0.03).all()
+    assert (drawn.scale > 0).all() and np.isfinite(drawn.position).all()
+    moving = drawn.motion.moving
+    assert not moving[:, : layout.MOVERS.start].any() and moving[:, layout.MOVERS.start :].all()
 
 
 def test_evaluation_textures_are_unseen():
