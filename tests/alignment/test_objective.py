@@ -23,9 +23,7 @@ GRADIENT_TOLERANCE = 1e-4
 STATIC = AlignmentConfig(shared_focal=False, smoothness_weight=0.0, flow_weight=0.0)
 DEMO = AlignmentConfig(depth_regulariser_weight=0.1, flow_use_weight=False)
 
-_evaluate = jax.jit(
-    jax.value_and_grad(objective.evaluate, has_aux=True), static_argnames=("config", "with_flow")
-)
+_evaluate = jax.jit(jax.value_and_grad(objective.evaluate, has_aux=True), static_argnames="config")
 
 
 @pytest.fixture(scope="module")
@@ -115,40 +113,35 @@ def flow_problem(flow_golden, scene, size):
     return point, problem.replace(flow=data, initial_log_depth=initial)
 
 
-def test_terms_and_total(flow_golden, flow_problem, size):
+@functools.partial(jax.jit, static_argnames="config")
+def _gradient_of_every_term(variables, problem, config):
+    """Total, terms, and the gradients of (total, smoothness, both flow terms, depth) in rows."""
+
+    def values(v):
+        total, terms = objective.evaluate(v, problem, config)
+        both = terms["flow_12"] + terms["flow_21"]
+        return jnp.stack([total, terms["smoothness"], both, terms["depth"]]), (total, terms)
+
+    _, pullback, aux = jax.vjp(values, variables, has_aux=True)
+    return *aux, jax.vmap(pullback)(jnp.eye(4))[0]
+
+
+def test_terms_total_and_their_gradients(flow_golden, flow_problem, size):
     point, problem = flow_problem
-    (total, terms), gradient = _evaluate(point, problem, config=DEMO, with_flow=True)
+    total, terms, gradients = _gradient_of_every_term(point, problem, DEMO)
     names = ("align_i", "align_j", "smooth", "flow_i", "flow_j", "depth_reg")
     expected = [flow_golden[f"term_{name}"] for name in names]
     np.testing.assert_allclose([terms[name] for name in objective.TERMS], expected, rtol=2e-5)
     np.testing.assert_allclose(total, flow_golden["total_with_flow"], rtol=1e-5)
-    _assert_gradient(gradient, flow_golden, "grad_total_", size)
-
-    (total, terms), _ = _evaluate(point, problem, config=DEMO, with_flow=False)
-    np.testing.assert_allclose(total, flow_golden["total_without_flow"], rtol=1e-5)
-    assert terms["flow_12"] == 0
-
-
-@pytest.mark.parametrize("term", ["align", "smooth", "flow", "depth_reg"])
-def test_gradient_of_each_term(flow_golden, flow_problem, size, term):
-    point, problem = flow_problem
-    parts = {
-        "align": ("pointmap_1", "pointmap_2"),
-        "smooth": ("smoothness",),
-        "flow": ("flow_12", "flow_21"),
-        "depth_reg": ("depth",),
-    }[term]
-    # Of the pointmap terms only the total carries a gradient, so the others are switched off.
-    only = {"smoothness_weight": 0.0, "flow_weight": 0.0, "depth_regulariser_weight": 0.0}
-
-    @functools.partial(jax.jit, static_argnames="config")
-    def loss(v, problem, config):
-        total, terms = objective.evaluate(v, problem, config)
-        return total if term == "align" else sum(terms[name] for name in parts)
-
-    config = dataclasses.replace(DEMO, **only) if term == "align" else DEMO
-    gradient = jax.grad(loss)(point, problem, config=config)
-    _assert_gradient(gradient, flow_golden, f"grad_{term}_", size, missing_is_zero=term != "align")
+    rows = [jax.tree.map(lambda leaf, k=k: leaf[k], gradients) for k in range(4)]
+    weights = (DEMO.smoothness_weight, DEMO.flow_weight, DEMO.depth_regulariser_weight)
+    align = jax.tree.map(
+        lambda whole, *parts: whole - sum(w * p for w, p in zip(weights, parts, strict=True)), *rows
+    )
+    _assert_gradient(rows[0], flow_golden, "grad_total_", size)
+    _assert_gradient(align, flow_golden, "grad_align_", size)
+    for row, name in zip(rows[1:], ("smooth", "flow", "depth_reg"), strict=True):
+        _assert_gradient(row, flow_golden, f"grad_{name}_", size)
 
 
 def test_variants_of_the_flow_term(flow_golden, flow_problem, scene, size):
@@ -176,6 +169,10 @@ def test_variants_of_the_flow_term(flow_golden, flow_problem, scene, size):
     config = dataclasses.replace(plain, flow_gate=0.5)
     (total, terms), _ = _evaluate(point, problem, config=config, with_flow=True)
     np.testing.assert_allclose(total, flow_golden["total_gated"], rtol=1e-5)
+    (total, off), _ = _evaluate(point, problem, config=config, with_flow=False)
+    without = flow_golden["total_without_flow"] - 0.1 * flow_golden["term_depth_reg"]
+    np.testing.assert_allclose(total, without, rtol=1e-5)
+    assert off["flow_12"] == off["flow_21"] == 0
     assert terms["flow_12"] + terms["flow_21"] > 0.5
 
 

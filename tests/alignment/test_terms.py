@@ -10,16 +10,10 @@ import pytest
 from align3r_jax.alignment import objective
 from align3r_jax.alignment import variables as variables_module
 from align3r_jax.alignment.terms import depth_prior, flow, pointmap, smoothness
-from align3r_jax.config import AlignmentConfig
 from align3r_jax.geometry import rigid, warp
-from align3r_jax.structs import AlignmentVariables, OpticalFlow, PairPredictions
-from tests.alignment import plain, recorded
-
-T, H, W = 4, 5, 7
-PAIRS = np.array([[0, 1], [1, 2], [2, 3], [1, 0], [2, 1], [3, 2], [0, 3]], np.int32)
-CONFIG = AlignmentConfig(
-    shared_focal=False, optimise_principal_point=True, optimise_adaptors=True, flow_pixel_cut=3.0
-)
+from align3r_jax.structs import AlignmentVariables
+from tests.alignment import plain, recorded, tiny
+from tests.alignment.tiny import CONFIG, PAIRS, H, T, W
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -27,42 +21,6 @@ def float64():
     """float64 throughout, also where the library asks for its working precision."""
     with jax.enable_x64(True):
         yield
-
-
-def _problem(symmetric_flow=True):
-    rng = np.random.default_rng(0)
-
-    def normal(*shape):
-        return rng.normal(size=shape)
-
-    predictions = PairPredictions(
-        pointmap1=normal(len(PAIRS), H, W, 3) + [0, 0, 3.0],
-        pointmap2=normal(len(PAIRS), H, W, 3) + [0, 0, 3.0],
-        confidence1=rng.uniform(1.1, 9, size=(len(PAIRS), H, W)),
-        confidence2=rng.uniform(1.1, 9, size=(len(PAIRS), H, W)),
-    )
-    variables = AlignmentVariables(
-        log_depth=0.3 * normal(T, H, W) + 1,
-        frame_quaternion=0.1 * normal(T, 4) + [0, 0, 0, 1.0],
-        frame_translation=0.1 * normal(T, 3),
-        log_focal=20 * np.log(rng.uniform(6, 8, size=T)),
-        principal_point=0.05 * normal(T, 2),
-        pair_quaternion=normal(len(PAIRS), 4),
-        pair_translation=0.3 * normal(len(PAIRS), 3),
-        pair_log_scale=0.3 * normal(len(PAIRS)),
-        pair_adaptor=normal(len(PAIRS), 2),
-    )
-    fields = PAIRS[:6] if symmetric_flow else np.concatenate([PAIRS[:3], PAIRS[:2, ::-1]])
-    optical_flow = OpticalFlow(
-        pairs=fields,
-        flow=2 * normal(len(fields), H, W, 2),
-        weight=rng.uniform(0, 1, size=(len(fields), H, W)),
-    )
-    optical_flow = optical_flow.replace(
-        flow=jnp.asarray(optical_flow.flow), weight=jnp.asarray(optical_flow.weight)
-    )
-    dynamic = jnp.asarray(rng.uniform(size=(T, H, W)) < 0.2)
-    return *jax.tree.map(jnp.asarray, (predictions, variables)), optical_flow, dynamic
 
 
 # One compilation for all tests of equal shapes.
@@ -95,7 +53,7 @@ def _assert_same_tree(got, expected):
 )
 def test_gradient_equals_autodiff_of_the_plain_formula(symmetric_flow, changes):
     config = dataclasses.replace(CONFIG, **changes)
-    predictions, variables, optical_flow, dynamic = _problem(symmetric_flow)
+    predictions, variables, optical_flow, dynamic = tiny.problem(symmetric_flow)
     graph = recorded.graph(PAIRS)
     problem = objective.prepare(predictions, graph, optical_flow, variables, dynamic, config)
     indices = flow.field_indices(optical_flow, graph)
@@ -127,7 +85,7 @@ def test_gradient_equals_autodiff_of_the_plain_formula(symmetric_flow, changes):
 
 def test_shared_fields_are_evaluated_once():
     """With both directions in the graph each field counts in both sums."""
-    predictions, variables, optical_flow, dynamic = _problem()
+    predictions, variables, optical_flow, dynamic = tiny.problem()
     graph = recorded.graph(PAIRS[:6])
     data = flow.prepare(
         optical_flow, *flow.field_indices(optical_flow, graph), ~dynamic, use_weight=True
@@ -140,7 +98,7 @@ def test_shared_fields_are_evaluated_once():
 
 
 def test_gradient_of_the_norm_at_zero_residual_is_zero():
-    predictions, variables, _, _ = _problem()
+    predictions, variables, _, _ = tiny.problem()
     geometry = variables_module.decode(variables, CONFIG, (H, W))
     world = plain.world_points(geometry)
     inverse = jnp.linalg.inv(geometry.pair_matrix)
@@ -165,7 +123,7 @@ def test_gradient_of_the_norm_at_zero_residual_is_zero():
 
 
 def test_flow_of_points_on_the_camera_plane_is_ignored():
-    predictions, variables, optical_flow, dynamic = _problem()
+    predictions, variables, optical_flow, dynamic = tiny.problem()
     # Frame 1 looks back at frame 0's points from where they are: depth near zero, huge flows.
     flipped = variables.replace(
         frame_quaternion=variables.frame_quaternion.at[1].set(
@@ -181,7 +139,7 @@ def test_flow_of_points_on_the_camera_plane_is_ignored():
 
 
 def test_no_kept_pixel_gives_zero_flow_loss():
-    predictions, variables, optical_flow, dynamic = _problem()
+    predictions, variables, optical_flow, dynamic = tiny.problem()
     everything = jnp.ones_like(dynamic)
     problem = objective.prepare(
         predictions, recorded.graph(PAIRS), optical_flow, variables, everything, CONFIG
@@ -220,7 +178,7 @@ def test_confidence_weights():
 
 
 def test_padding_of_chunks_changes_nothing(monkeypatch):
-    predictions, variables, optical_flow, dynamic = _problem()
+    predictions, variables, optical_flow, dynamic = tiny.problem()
 
     def value_and_gradient():
         problem = objective.prepare(

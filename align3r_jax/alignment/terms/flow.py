@@ -60,23 +60,36 @@ def prepare(
     order, valid = pointmap.sort_and_pad(np.asarray(flow.pairs)[used, 0], height * width)
     order = used[order].astype(np.int32)
     roles = count[:1] if np.array_equal(count[0], count[1]) else count
-
-    def load(row):
-        values = pointmap.at_least_float32(flow.flow[row]).reshape(-1, 2).T
-        if not use_weight:
-            return values, jnp.ones_like(values[0])
-        return values, flow.weight[row].astype(values.dtype).reshape(-1)
-
-    values, trust = jax.lax.map(load, order.reshape(-1))
+    values, trust = _component_wise(
+        flow.flow,
+        flow.weight if use_weight else None,
+        order.reshape(-1),
+        valid.reshape(-1),
+    )
     source, target = np.moveaxis(np.asarray(flow.pairs, np.int32)[order], -1, 0)
     return FlowData(
         flow=values.reshape(*order.shape, 2, -1),
-        trust=(trust * valid.reshape(-1, 1)).reshape(*order.shape, -1),
+        trust=trust.reshape(*order.shape, -1),
         source=jnp.asarray(source),
         target=jnp.asarray(target),
         count=jnp.asarray(roles[:, order] * valid),
         static=static_weight(static),
     )
+
+
+@jax.jit
+def _component_wise(flow, weight, order, valid):
+    """Returns fields (K, 2, L) and their trust (K, L) in the given order, one row at a time."""
+
+    def load(inputs):
+        row, is_valid = inputs
+        values = pointmap.at_least_float32(flow[row]).reshape(-1, 2).T
+        trust = jnp.ones_like(values[0])
+        if weight is not None:
+            trust = weight[row].astype(values.dtype).reshape(-1)
+        return values, jnp.where(is_valid, trust, 0)
+
+    return jax.lax.map(load, (order, valid))
 
 
 def static_weight(static: Array) -> Array:

@@ -84,8 +84,23 @@ def prepare(
     pairs, height, width = predictions.confidence1.shape
     frame = np.concatenate([graph.pairs[:, 0], graph.pairs[:, 1]])
     order, valid = sort_and_pad(frame, height * width)
+    points, weight = _component_wise(predictions, order.reshape(-1), valid.reshape(-1), kind)
+    return PointmapData(
+        points=points.reshape(*order.shape, 3, -1),
+        weight=weight.reshape(*order.shape, -1),
+        frame=jnp.asarray(frame[order], jnp.int32),
+        row=jnp.asarray(order),
+        num_pairs=pairs,
+    )
 
-    def load(row):
+
+@functools.partial(jax.jit, static_argnames="kind")
+def _component_wise(predictions, order, valid, kind):
+    """Returns points (K, 3, L) and weights (K, L) in the given order, one row at a time."""
+    pairs = predictions.confidence1.shape[0]
+
+    def load(inputs):
+        row, is_valid = inputs
         pair = row % pairs
 
         def side(first, second):
@@ -94,17 +109,9 @@ def prepare(
         points = side(predictions.pointmap1, predictions.pointmap2)
         confidence = side(predictions.confidence1, predictions.confidence2)
         weight = confidence_weight(at_least_float32(confidence).reshape(-1), kind)
-        return at_least_float32(points).reshape(-1, 3).T, weight
+        return at_least_float32(points).reshape(-1, 3).T, jnp.where(is_valid, weight, 0)
 
-    points, weight = jax.lax.map(load, order.reshape(-1))
-    weight = weight * valid.reshape(-1, 1)
-    return PointmapData(
-        points=points.reshape(*order.shape, 3, -1),
-        weight=weight.reshape(*order.shape, -1),
-        frame=jnp.asarray(frame[order], jnp.int32),
-        row=jnp.asarray(order),
-        num_pairs=pairs,
-    )
+    return jax.lax.map(load, (order, valid))
 
 
 def world_points(geometry: Geometry, pixels: Array) -> Array:
