@@ -48,7 +48,8 @@ def checksum(network: Mapping[str, Any], parameters: Mapping[str, list[Any]]) ->
 
 def _digest(array: np.ndarray) -> str:
     # Through bytes: bfloat16 has no buffer interface of its own.
-    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8)).hexdigest()
+    plain = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return hashlib.sha256(plain.data).hexdigest()
 
 
 def is_weights(folder: Path) -> bool:

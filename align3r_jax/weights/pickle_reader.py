@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import pickletools
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import IO, Any, Protocol, cast
 
 from align3r_jax.errors import UserError
 
@@ -72,7 +72,7 @@ def load(
     """
     machine = _Machine(table, persistent_load, set_state, source)
     try:
-        for opcode, argument, _ in pickletools.genops(stream):
+        for opcode, argument, _ in pickletools.genops(cast(IO[bytes], stream)):
             if opcode.name == "STOP":
                 return machine.pop()
             machine.step(opcode.name, argument)

@@ -10,15 +10,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import safetensors
 from flax import traverse_util
 from orbax.checkpoint import v1 as ocp
 from safetensors import numpy as safetensors_numpy
@@ -27,16 +25,12 @@ from align3r_jax.config import NETWORK_PRESETS, NetworkConfig
 from align3r_jax.errors import UserError
 from align3r_jax.networks import align3r
 from align3r_jax.weights import folder as folder_lib
-from align3r_jax.weights import reader
+from align3r_jax.weights import placement, reader
 from align3r_jax.weights import settings as settings_lib
+from align3r_jax.weights.placement import Params, Shardings
 from align3r_jax.weights.tables import align3r as table
 
-Params = Mapping[str, Any]
-# One sharding for all parameters, or a function from the abstract tree to a tree of shardings.
-Shardings = jax.sharding.Sharding | Callable[[Params], Any]
-_DTYPES = ("float32", "bfloat16", "float16")
 _PAIRWISE = "pairwise"
-_CHECKPOINTABLE = "params"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +78,7 @@ def save_shipped(directory: str | Path, params: Params, config: Any) -> str:
     if isinstance(config, NetworkConfig):
         _check_tree(params, config, str(directory))
         kind, network = _PAIRWISE, settings_lib.encode_network(config)
-    params = jax.tree.map(lambda x: _cast(np.asarray(x), "float16"), dict(params))
+    params = jax.tree.map(lambda x: placement.cast(np.asarray(x), "float16"), dict(params))
     _refuse_non_finite(params)
     return _write(Path(directory), params, kind, dict(network), None, overwrite=True, packed=True)
 
@@ -105,7 +99,7 @@ def load(
     Raises UserError when there is nothing usable, or when what was stored is damaged.
     """
     path = _locate(source)
-    dtype = None if dtype is None else _known_dtype(dtype)
+    dtype = None if dtype is None else placement.known_dtype(dtype)
     if path.is_dir() and folder_lib.is_weights(path):
         return _load_folder(path, sharding, dtype)
     weights = reader.read_weights(path)
@@ -121,7 +115,7 @@ def load(
     described = folder_lib.describe(_flatten(params))
     return LoadedNetwork(
         weights.config,
-        _place(params, sharding, dtype),
+        placement.place(params, sharding, dtype),
         path.stem if path.is_file() else path.name,
         folder_lib.checksum(settings_lib.encode_network(weights.config), described),
         {"source": weights.source},
@@ -133,11 +127,17 @@ def load_shipped(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
     Raises UserError if this installation has no such network.
     """
-    path = _shipped_folder(name)
-    if path is None:
-        raise UserError(f"This installation has no network '{name}'; it has {_shipped_names()}.")
+    path = _find_shipped(name)
     manifest = folder_lib.read_manifest(path)
-    return _place(_restore(path, manifest, None, "float32"), None, None), manifest["network"]
+    return placement.restore(path, manifest, None, "float32"), manifest["network"]
+
+
+def shipped_checksum(name: str) -> str:
+    """Returns the checksum of a network that comes with the package, as `load_shipped` reads it.
+
+    Raises UserError if this installation has no such network.
+    """
+    return folder_lib.read_manifest(_find_shipped(name))["checksum"]
 
 
 def export(
@@ -155,9 +155,9 @@ def export(
     text = json.dumps(settings_lib.encode_network(config))
     size = sum(array.nbytes for array in state.values())
     with folder_lib.written_at_once(path, size) as hidden:
-        safetensors_numpy.save_file(
-            state, hidden, metadata={"format": "pt", reader.CONFIG_ENTRY: text}
-        )
+        # One entry only: the library writes several in random order, and equal weights should
+        # give equal files.
+        safetensors_numpy.save_file(state, hidden, metadata={reader.CONFIG_ENTRY: text})
     return path
 
 
@@ -196,6 +196,13 @@ def _shipped_folder(name: str) -> Path | None:
     return path if Path(name).name == name and folder_lib.is_weights(path) else None
 
 
+def _find_shipped(name: str) -> Path:
+    path = _shipped_folder(name)
+    if path is None:
+        raise UserError(f"This installation has no network '{name}'; it has {_shipped_names()}.")
+    return path
+
+
 def _shipped_names() -> str:
     root = Path(str(resources.files("align3r_jax.weights"))) / "shipped"
     names = sorted(path.parent.name for path in root.glob(f"*/{folder_lib.CONFIG_FILE}"))
@@ -217,10 +224,11 @@ def _write(
     folder_lib.check_output(directory, overwrite)
     flat = _flatten(params)
     parameters = folder_lib.describe(flat)
+    checksum = folder_lib.checksum(network, parameters)
     manifest = {
         "kind": kind,
         "network": network,
-        "checksum": folder_lib.checksum(network, parameters),
+        "checksum": checksum,
         "parameter_count": sum(array.size for array in flat.values()),
         "meta": dict(meta or {}),
         "parameters": parameters,
@@ -233,10 +241,10 @@ def _write(
         else:
             tree = traverse_util.unflatten_dict(flat, sep="/")
             ocp.save_checkpointables(
-                (hidden / folder_lib.CHECKPOINT).absolute(), {_CHECKPOINTABLE: tree}
+                (hidden / folder_lib.CHECKPOINT).absolute(), {placement.CHECKPOINTABLE: tree}
             )
         folder_lib.write_manifest(hidden, manifest)
-    return manifest["checksum"]
+    return checksum
 
 
 def _flatten(params: Params) -> dict[str, np.ndarray]:
@@ -294,72 +302,8 @@ def _load_folder(path: Path, sharding: Shardings | None, dtype: str | None) -> L
     _compare({k: v[1] for k, v in manifest["parameters"].items()}, config, str(path))
     return LoadedNetwork(
         config,
-        _restore(path, manifest, sharding, dtype),
+        placement.restore(path, manifest, sharding, dtype),
         path.name,
         manifest["checksum"],
         manifest["meta"],
     )
-
-
-def _restore(
-    path: Path, manifest: Mapping[str, Any], sharding: Shardings | None, dtype: str | None
-) -> dict[str, Any]:
-    """The parameter tree of a checked folder; the checkpoint is read in parts, cast and placed."""
-    if (path / folder_lib.PACKED_FILE).is_file():
-        with safetensors.safe_open(path / folder_lib.PACKED_FILE, framework="numpy") as file:
-            flat = {name: file.get_tensor(name) for name in manifest["parameters"]}
-        return _place(traverse_util.unflatten_dict(flat, sep="/"), sharding, dtype)
-    flat_abstract = {
-        name: jax.ShapeDtypeStruct(shape, _target_dtype(stored, dtype))
-        for name, (stored, shape, _) in manifest["parameters"].items()
-    }
-    abstract = traverse_util.unflatten_dict(flat_abstract, sep="/")
-    # Orbax loads onto other devices than those of the writer only if every leaf names its own.
-    abstract = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        abstract,
-        _sharding_tree(abstract, sharding),
-    )
-    return ocp.load_checkpointables(
-        (path / folder_lib.CHECKPOINT).absolute(), {_CHECKPOINTABLE: abstract}
-    )[_CHECKPOINTABLE]
-
-
-def _place(params: Params, sharding: Shardings | None, dtype: str | None) -> dict[str, Any]:
-    return jax.tree.map(
-        lambda leaf, place: jax.device_put(_cast(leaf, _target_dtype(leaf.dtype, dtype)), place),
-        dict(params),
-        _sharding_tree(params, sharding),
-    )
-
-
-def _sharding_tree(abstract: Params, sharding: Shardings | None) -> Any:
-    if sharding is None:
-        sharding = jnp.zeros(()).sharding  # wherever new arrays go
-    if isinstance(sharding, jax.sharding.Sharding):
-        return jax.tree.map(lambda _: sharding, dict(abstract))
-    return sharding(abstract)
-
-
-def _known_dtype(dtype: Any) -> str:
-    try:
-        name = jnp.dtype(dtype).name
-    except TypeError:
-        name = str(dtype)
-    if name not in _DTYPES:
-        raise UserError(f"dtype={name!r} is not supported; expected one of {', '.join(_DTYPES)}.")
-    return name
-
-
-def _target_dtype(stored: Any, wanted: str | None) -> jnp.dtype:
-    stored = jnp.dtype(stored)
-    if not jnp.issubdtype(stored, jnp.floating):
-        return stored
-    if wanted is None:
-        return jnp.dtype("float32") if stored == jnp.float16 else stored
-    return jnp.dtype(wanted)
-
-
-def _cast(array: np.ndarray, dtype: Any) -> np.ndarray:
-    dtype = jnp.dtype(dtype)
-    return np.asarray(array) if array.dtype == dtype else np.asarray(array).astype(dtype)

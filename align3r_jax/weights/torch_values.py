@@ -47,6 +47,8 @@ class Storage:
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
+    """The view `storage[offset + sum(i_k * strides_k)]`, strides in elements."""
+
     storage: Storage
     offset: int
     shape: tuple[int, ...]

@@ -122,6 +122,7 @@ def test_shipped_networks(params, monkeypatch, tmp_path):
     got, settings = store.load_shipped("small_depth")
     assert settings == {"widths": [1, 2]}
     assert_same(got, tree)
+    assert store.shipped_checksum("align3r_small") == loaded.checksum
     with pytest.raises(UserError, match="another kind of network"):
         store.load("small_depth")
     with pytest.raises(UserError, match="align3r_small, small_depth"):
