@@ -28,6 +28,7 @@ class OptimizerConfig:
     eps: float = 1e-8
     frozen: tuple[str, ...] = ()  # regexes over parameter paths ("encoder/.*")
     accumulate: int = 1  # micro-steps per update
+    clip_norm: float = 0.0  # gradients are scaled down to this global norm; 0: never (reference)
 
 
 def learning_rate(config: OptimizerConfig, update: Array) -> Array:
@@ -68,6 +69,8 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
         weight_decay=config.weight_decay,
         mask=decay_mask,
     )
+    if config.clip_norm > 0:
+        adamw = optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
     if config.frozen:
 
         def label(params: Any) -> Any:

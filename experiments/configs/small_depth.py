@@ -13,6 +13,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config = align3r_small.get_config(arg)
     config.task = "mono"
     config.network = "small_depth"
-    config.optimizer.lr = 2e-3
+    config.optimizer.lr = 6e-4
+    config.optimizer.warmup = 100
+    config.optimizer.clip_norm = 1.0
     config.steps = 3000
     return config
