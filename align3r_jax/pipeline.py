@@ -65,9 +65,7 @@ def reconstruct(
         "prior": prior.name if prior is not None else "none",
         "flow": source.name if source is not None else "none",
     }
-    state = run.stage(
-        "frame features", lambda: predictor.prepare(frames, prior, source), keep=False
-    )
+    state = run.stage("frame features", lambda: predictor.prepare(frames, prior, source))
     for sentence in predictor.limits(state):
         run.limit(sentence)
 
@@ -77,7 +75,14 @@ def reconstruct(
         )
     else:
         result = _align_flat(frames, predictor, state, source, config, run)
-    return finish.to_scene(result, frames, config.alignment, metric=bool(prior and prior.metric))
+    if result.failed:
+        run.limit(
+            "The alignment loss became NaN or infinite; the result is that of the last good "
+            "iteration. Try a smaller learning rate or another prior."
+        )
+    run.facts["pairs"] = np.asarray(result.pairs).tolist()
+    run.products |= {"prior": prior, "flow": _neighbour_flow(frames, source)}
+    return finish.to_scene(result, frames, config.alignment)
 
 
 def is_hierarchical(config: ReconstructConfig, num_frames: int) -> bool:
@@ -152,6 +157,13 @@ def _align_hierarchical(
         config=config.alignment,
         progress=run.progress("alignment"),
     )
+
+
+def _neighbour_flow(frames: Frames, source: optical_flow.FlowSource | None) -> OpticalFlow | None:
+    if source is None:
+        return None
+    first = np.arange(frames.num_frames - 1)
+    return source.directed(frames, np.stack([first, first + 1], axis=-1))
 
 
 def _flow_of(

@@ -47,6 +47,7 @@ class Run:
         self.records: list[dict[str, Any]] = []
         self.limits: list[str] = []
         self.facts: dict[str, Any] = {}
+        self.products: dict[str, Any] = {}  # intermediate results that a report shows
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
 

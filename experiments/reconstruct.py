@@ -21,7 +21,6 @@ from absl import flags, logging
 
 from align3r_jax import config as config_lib
 from align3r_jax import stages
-from align3r_jax.errors import UserError
 from align3r_jax.structs import Frames
 from experiments import cli
 
@@ -93,6 +92,7 @@ def main(argv: Sequence[str]) -> None:
     import align3r_jax
     from align3r_jax import pipeline
     from align3r_jax.io import scene_folder, video
+    from align3r_jax.viewer import report
     from experiments import truth as truth_lib
 
     output = Path(OUTPUT.value)
@@ -137,10 +137,17 @@ def main(argv: Sequence[str]) -> None:
     }
     if truth is not None:
         summary["errors"] = truth_lib.errors(scene, truth)
+    prior = run.products["prior"]
     scene_folder.save_scene(
-        scene, output, summary=summary, overwrite=OVERWRITE.value,
+        scene,
+        output,
+        summary,
+        overwrite=OVERWRITE.value,
+        prior_depth=None if prior is None else np.asarray(prior.depth),
+        flow=run.products["flow"],
         true_world_from_cam=None if truth is None else truth.world_from_cam,
-    )  # fmt: skip
+        finish=report.write_report,
+    )
     shutil.rmtree(partial, ignore_errors=True)
     print(_closing(output, summary))
 
@@ -154,11 +161,12 @@ def fingerprint(frames: Frames, config: config_lib.ReconstructConfig, model) -> 
 
 
 def _closing(output: Path, summary: dict) -> str:
+    from experiments import truth as truth_lib
+
     lines = ["", *(f"Note: {sentence}" for sentence in summary["limits"])]
     if "errors" in summary:
         lines += ["Errors against the truth of this video:"]
-        lines += [f"  {name}: {value:.4g}" for name, value in summary["errors"].items()
-                  if isinstance(value, int | float)]  # fmt: skip
+        lines += [truth_lib.sentence(name, entry) for name, entry in summary["errors"].items()]
     lines += [
         f"Written to {output}: depth/, conf/, dynamic_mask/, rgb/, pred_traj.txt, "
         "pred_intrinsics.txt, points.ply, scene.glb, depth.mp4, summary.json",

@@ -16,8 +16,10 @@ import cv2
 import jax
 import numpy as np
 
+from align3r_jax import config as config_lib
 from align3r_jax.config import ReconstructConfig
 from align3r_jax.networks.small_depth import SmallDepth, SmallDepthConfig
+from align3r_jax.priors.mono_depth import DepthMaps, DepthModel
 from align3r_jax.structs import Array
 from align3r_jax.weights import store
 from align3r_jax.weights.store import LoadedNetwork
@@ -56,35 +58,34 @@ def prior_spec(
     return "plane"
 
 
-def mono_models() -> dict[str, Callable[[Array], tuple[Array, None, bool, bool]]]:
+def mono_models() -> dict[str, DepthModel]:
     """Returns the monocular networks that `priors.mono_depth` may be asked for by name."""
-    return {"small": small_depth}
+    return {"small": SmallDepthModel()}
 
 
-def small_depth(images: Array) -> tuple[np.ndarray, None, bool, bool]:
-    """Returns (depth, focal, inverse, metric) of frames (T, H0, W0, 3) uint8.
+class SmallDepthModel:
+    """The shipped monocular network as a `DepthModel`; its weights are read when first used."""
 
-    depth: (T, h, w) float32 relative, median 1 per frame, at the network's size; focal unknown.
-    """
-    network, params, config = _small_depth_network()
-    height, width = images.shape[1:3]
-    rows = max(16, 16 * round(config.width * height / width / 16))
-    resized = np.stack(
-        [cv2.resize(np.asarray(i), (config.width, rows), interpolation=cv2.INTER_AREA)
-         for i in images]
-    )  # fmt: skip
-    apply = jax.jit(lambda p, x: network.apply({"params": p}, x))
-    depths = []
-    for frame in resized:
-        log_depth = np.asarray(apply(params, frame[None].astype(np.float32) / 127.5 - 1))[0]
-        depths.append(np.exp(log_depth - np.median(log_depth)))
-    return np.stack(depths).astype(np.float32), None, False, False
+    @property
+    def checksum(self) -> str:
+        """Of the weights and settings: results are cached under it."""
+        return store.shipped_checksum("small_depth")
+
+    def __call__(self, images: Array) -> DepthMaps:
+        """Returns relative depth (T, h, w) at the network's size, median 1 per frame."""
+        network, params = _small_depth_network()
+        width = network.config.width
+        height = max(16, 16 * round(width * images.shape[1] / images.shape[2] / 16))
+        apply = jax.jit(lambda p, x: network.apply({"params": p}, x))
+        depths = []
+        for image in images:
+            frame = cv2.resize(np.asarray(image), (width, height), interpolation=cv2.INTER_AREA)
+            log_depth = apply(params, frame[None].astype(np.float32) / 127.5 - 1)[0]
+            depths.append(np.exp(log_depth - np.median(log_depth)))
+        return DepthMaps(np.stack(depths).astype(np.float32))
 
 
 @functools.cache
-def _small_depth_network() -> tuple[SmallDepth, Any, SmallDepthConfig]:
+def _small_depth_network() -> tuple[SmallDepth, Any]:
     params, settings = store.load_shipped("small_depth")
-    config = SmallDepthConfig(
-        **{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-    )
-    return SmallDepth(config), params, config
+    return SmallDepth(config_lib.from_dict(SmallDepthConfig, settings)), params
