@@ -65,7 +65,6 @@ _FACES = [  # -x, +x, -y, +y, floor, ceiling: tile, tint, tiles per metre
 
 def sample_world() -> scene.Scene:
     """The scene of the sample video, by hand."""
-    world = jax.jit(scene.sample_scene)(jax.random.key(SEED))  # gives every array its shape
     place = layout.Place(
         half=jnp.array([2.6, 2.3, 1.3]),
         centre=jnp.array([0.0, 0.0, 1.3]),
@@ -77,10 +76,10 @@ def sample_world() -> scene.Scene:
         table_top=jnp.bool_(True),
         has_table=jnp.bool_(True),
     )
-    table = layout.table(place)
+    table = jax.jit(layout.table)(place)
     things = _things()
     ball = (SPHERE, (0.085,) * 3, (0.62, -0.20, 0.72 + 0.085), 0.0, 31, (1.2, 0.9, 0.7))
-    figure_position, figure_rotation, figure_scale, figure_motion = motion.walker(
+    figure_position, figure_rotation, figure_scale, figure_motion = jax.jit(motion.walker)(
         jnp.array([-1.15, 1.15, 0.0]), jnp.float32(0.05), jnp.float32(1.72), jnp.float32(0.62)
     )
     count = layout.COUNT
@@ -96,7 +95,7 @@ def sample_world() -> scene.Scene:
     for slot, (shape, half, centre, yaw, number, colour) in placed:
         kind[slot], active[slot] = shape, True
         scale[slot], position[slot] = half, centre
-        rotation[slot] = motion.rotation_from_vector(jnp.array([0.0, 0.0, yaw]))
+        rotation[slot, :2, :2] = [[np.cos(yaw), -np.sin(yaw)], [np.sin(yaw), np.cos(yaw)]]
         tile[slot], tint[slot] = number, colour
         density[slot] = 0.45 / np.median(half)
     kind[layout.TABLE], active[layout.TABLE] = table.kind, True
@@ -123,7 +122,7 @@ def sample_world() -> scene.Scene:
     gloss = np.zeros(count + 6, np.float32)
     gloss[[layout.MOVERS.start, 12, 13]] = 0.3
     sun = np.array([-0.35, -0.55, 1.0])
-    return world.replace(
+    return scene.Scene(
         kind=jnp.asarray(kind),
         scale=jnp.asarray(scale),
         position=jnp.asarray(position),
@@ -133,11 +132,13 @@ def sample_world() -> scene.Scene:
         half=place.half,
         centre=place.centre,
         outdoor=place.outdoor,
-        surfaces=world.surfaces.replace(
+        surfaces=scene.Surfaces(
             tile=jnp.asarray(tile),
             density=jnp.asarray(density),
             tint=jnp.asarray(tint),
             gloss=jnp.asarray(gloss),
+            offset=jnp.asarray(np.random.default_rng(SEED).random((count + 6, 2)), jnp.float32),
+            contrast=jnp.float32(1.0),
         ),
         light=scene.Light(
             direction=jnp.asarray(sun / np.linalg.norm(sun), jnp.float32),
