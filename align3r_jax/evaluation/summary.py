@@ -33,7 +33,7 @@ def evaluate_scene(
     rotation_error_deg and standing_rotation_error_deg (means over consecutive frames); rpe_trans,
     rpe_rot_deg; abs_rel, delta_1.25 with one median scale for the whole sequence,
     constant_abs_rel (every pixel at one depth) and prior_abs_rel likewise; mask_iou; focal_ratio
-    (mean of predicted / true); degenerate = 1 if the true path fixes no similarity. Keys whose
+    (mean of predicted / true); degenerate = 1 if the two paths fix no similarity. Keys whose
     inputs are missing are left out.
     """
     path = trajectory.evaluate(world_from_cam, truth_world_from_cam, strict=False)
