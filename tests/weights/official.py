@@ -34,10 +34,18 @@ TINY = {
 }
 
 
-def state(golden_dir: Path, golden_weights: ModuleType, model: str) -> dict[str, np.ndarray]:
+def seed_of(path: Path) -> int:
+    """The seed of inputs and weights of a golden file."""
+    with np.load(path) as file:
+        return int(file["seed"]) if "seed" in file.files else 0
+
+
+def state(
+    golden_dir: Path, golden_weights: ModuleType, model: str, seed: int = 0
+) -> dict[str, np.ndarray]:
     """The weights of the golden files of `model` (align3r, dust3r_dpt, dust3r_linear)."""
     shapes = json.loads((golden_dir / f"network_tiny_{model}_shapes.json").read_text())
-    filled = golden_weights.state_dict(shapes)
+    filled = golden_weights.state_dict(shapes, seed)
     return {
         name: array * np.float32(0.2) if HEAD_OUTPUT.fullmatch(name) else array
         for name, array in filled.items()
