@@ -9,35 +9,27 @@ needed (`known_cameras.initialise`). Facts: DUSt3R, section 3.4 and its publishe
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from align3r_jax import pairing
-from align3r_jax.alignment import known_cameras, variables
+from align3r_jax.alignment import known_cameras, spanning_tree, variables
+from align3r_jax.alignment.spanning_tree import KeyFramePrior
 from align3r_jax.config import AlignmentConfig
-from align3r_jax.geometry import focal as focal_lib
-from align3r_jax.geometry import pnp, pointmap, registration, rigid
+from align3r_jax.geometry import pnp, pointmap, rigid
 from align3r_jax.structs import AlignmentVariables, Array, PairGraph, PairPredictions
-
-
-class KeyFramePrior(NamedTuple):
-    """What the key-frame pass says of frame 0 of a clip: world_from_cam (4, 4), focal (pixels)."""
-
-    world_from_cam: np.ndarray
-    focal: float
 
 
 @struct.dataclass
 class StartingScene:
     """One scene before optimisation, its scale normalised (`variables.encode` codes it).
 
-    points: (T, H, W, 3) in the world. depth: (T, H, W), may be <= 0 where points lie behind
-    their camera. world_from_cam: (T, 4, 4). focal: (T,) pixels. pair_scale (P,), pair_rotation
-    (P, 3, 3), pair_translation (P, 3): pair -> world before the scale was normalised.
+    points: (T, H, W, 3) in the world, NaN where unknown. depth: (T, H, W), known everywhere, but
+    <= 0 where points lie behind their camera. world_from_cam: (T, 4, 4). focal: (T,) pixels.
+    pair_scale (P,), pair_rotation (P, 3, 3), pair_translation (P, 3): pair -> world before the
+    scale was normalised.
     """
 
     points: Array
@@ -47,16 +39,6 @@ class StartingScene:
     pair_scale: Array
     pair_rotation: Array
     pair_translation: Array
-
-
-class Tree(NamedTuple):
-    """The chained scene: points (T, H, W, 3), poses (4, 4) or None, focals (NaN where unset),
-    the pairs (T - 1, 2) in the order they were used."""
-
-    points: list[Array]
-    poses: list[np.ndarray | None]
-    focals: np.ndarray
-    pairs: list[tuple[int, int]]
 
 
 def initialise(
@@ -123,10 +105,10 @@ def starting_scene(
     known = known or variables.Known()
     height, width = predictions.confidence1.shape[1:]
     scores = pair_scores(predictions)
-    tree = spanning_tree_scene(
+    tree = spanning_tree.chain(
         predictions, graph, scores, config, key_frame_prior=key_frame_prior, known=known
     )
-    focals = _fill_focals(tree.focals, predictions, graph, scores, known)
+    focals = tree.focals.copy()
     confidence = np.asarray(frame_confidence(predictions, graph))
     poses = list(tree.poses)
     for frame in range(graph.num_frames):
@@ -137,7 +119,7 @@ def starting_scene(
             np.asarray(tree.points[frame]),
             confidence[frame] > config.min_confidence,
             None if np.isnan(focals[frame]) else focals[frame],
-            _principal_point(known, frame),
+            spanning_tree.principal_point(known, frame),
         )
         found_focal, poses[frame] = solution or (float(max(height, width)), np.eye(4))
         focals[frame] = found_focal if np.isnan(focals[frame]) else focals[frame]
@@ -159,6 +141,8 @@ def register_scene(
 ) -> StartingScene:
     """Registers every pair to the world points, then gives the whole scene its scale.
 
+    A pair that cannot be registered (constant or missing points) stands at its first camera.
+
     Args:
         points: (T, H, W, 3) in the world. world_from_cam: (T, 4, 4). focals: (T,) pixels.
     """
@@ -166,7 +150,15 @@ def register_scene(
         predictions.pointmap1, predictions.confidence1, points, graph.pairs[:, 0]
     )
     world_from_cam = jnp.asarray(world_from_cam, jnp.float32)
+    similarity = _replace_unusable(
+        pair_scale, pair_rotation, pair_translation, world_from_cam[graph.pairs[:, 0]]
+    )
+    if not bool(jnp.all(jnp.isfinite(points))):
+        points = _fill_points(points, predictions, graph.pairs, similarity)
+    pair_scale, pair_rotation, pair_translation = similarity
     points, world_from_cam, depth = _normalise_scale(points, world_from_cam, pair_scale, config)
+    if not bool(jnp.all(jnp.isfinite(depth))):
+        depth = _fill_depth(depth)
     return StartingScene(
         points=points,
         depth=depth,
@@ -202,79 +194,13 @@ def _largest_confidence(confidence1, confidence2, pairs, num_frames):
     return largest.at[pairs[:, 0]].max(confidence1).at[pairs[:, 1]].max(confidence2)
 
 
-def spanning_tree_scene(
-    predictions: PairPredictions,
-    graph: PairGraph,
-    scores: np.ndarray,
-    config: AlignmentConfig,
-    *,
-    key_frame_prior: KeyFramePrior | None = None,
-    known: variables.Known | None = None,
-) -> Tree:
-    """Chains all frames along the spanning tree of largest total score, best pair first."""
-    known = known or variables.Known()
-    pairs = graph.pairs
-    pointmaps = (predictions.pointmap1, predictions.pointmap2)
-    confidences = (predictions.confidence1, predictions.confidence2)
-    # Worst first; pairs are taken from the end.
-    todo = pairing.spanning_tree(scores, pairs, graph.num_frames).tolist()
-    todo.sort(key=lambda k: (scores[k], *pairs[k]))
-    points: list[Array | None] = [None] * graph.num_frames
-    poses: list[np.ndarray | None] = [None] * graph.num_frames
-    focals = np.full(graph.num_frames, np.nan)
-    if known.focal is not None:
-        focals = np.array(known.focal, np.float64)
-
-    k = previous = _first_pair(todo, pairs, key_frame_prior)
-    used = [tuple(pairs[k].tolist())]
-    pose = np.eye(4)
-    if key_frame_prior is not None:
-        pose = np.asarray(key_frame_prior[0], np.float64)
-        focals[0] = float(key_frame_prior[1]) if np.isnan(focals[0]) else focals[0]
-        # The clip starts in the camera of its key frame, so that frame must come first.
-        k = k if pairs[k, 0] == 0 else _index_of(pairs, 0, pairs[k, 0])
-    first = pairs[k, 0]
-    poses[first] = pose
-    if np.isnan(focals[first]):
-        focals[first] = _weiszfeld(pointmaps[0][k], _principal_point(known, first))
-    for side in (0, 1):
-        points[pairs[k, side]] = _change_frame(
-            pointmaps[side][k], np.float32(pose[:3, :3]), np.float32(pose[:3, 3]), np.float32(1)
-        )
-
-    while todo:
-        k = todo.pop()
-        first = pairs[k, 0]
-        if np.isnan(focals[first]):
-            # parity: the reference looks at the tree's pair that it placed before this one.
-            source = previous if config.stale_focal else k
-            focals[first] = _weiszfeld(pointmaps[0][source], _principal_point(known, first))
-        placed = [side for side in (0, 1) if points[pairs[k, side]] is not None]
-        if not placed:
-            todo.insert(0, k)
-            continue
-        side = placed[0]
-        scale, rotation, translation = _register(
-            pointmaps[side][k], confidences[side][k], points[pairs[k, side]]
-        )
-        points[pairs[k, 1 - side]] = _change_frame(
-            pointmaps[1 - side][k], rotation, translation, scale
-        )
-        if poses[first] is None:
-            poses[first] = np.eye(4)
-            poses[first][:3] = np.column_stack([rotation, translation])
-        used.append(tuple(pairs[k].tolist()))
-        previous = k
-    return Tree(points, poses, focals, used)
-
-
 def register_pairs(
     pointmap1: Array, confidence1: Array, points: Array, frames: np.ndarray
 ) -> tuple[Array, Array, Array]:
     """Registers every pair to the world points of its first frame.
 
-    Weighted Procrustes with the raw confidences as weights, one pair at a time inside one
-    compiled loop, so that memory does not grow with the number of pairs.
+    `spanning_tree.register_maps`, one pair at a time inside one compiled loop, so that memory
+    does not grow with the number of pairs.
 
     Args:
         pointmap1: (P, H, W, 3). confidence1: (P, H, W). points: (T, H, W, 3).
@@ -289,24 +215,10 @@ def register_pairs(
 @jax.jit
 def _register_pairs(pointmap1, confidence1, points, frames):
     def one(inputs):
-        local, weights, frame = inputs
-        return _register(local, weights, points[frame])
+        local, confidence, frame = inputs
+        return spanning_tree.register_maps(local, confidence, points[frame])
 
     return jax.lax.map(one, (pointmap1, confidence1, frames))
-
-
-@jax.jit
-def _register(source: Array, weights: Array, target: Array):
-    """Procrustes between two maps (H, W, 3)."""
-    return registration.weighted_procrustes(
-        source.astype(jnp.float32).reshape(-1, 3),
-        target.astype(jnp.float32).reshape(-1, 3),
-        weights.astype(jnp.float32).reshape(-1),
-    )
-
-
-_weiszfeld = jax.jit(focal_lib.weiszfeld_focal)
-_change_frame = jax.jit(pointmap.change_frame)
 
 
 @jax.jit
@@ -314,6 +226,51 @@ def _move_scene(points, world_from_cam, scale, rotation, translation):
     moved = pointmap.change_frame(points, rotation, translation, scale)
     centres = scale * rigid.rotate(rotation, world_from_cam[:, :3, 3]) + translation
     return moved, rigid.pose(rigid.compose(rotation, world_from_cam[:, :3, :3]), centres)
+
+
+@jax.jit
+def _replace_unusable(scale, rotation, translation, world_from_cam):
+    usable = jnp.isfinite(scale) & (scale > 0)
+    logs = jnp.where(usable, jnp.log(jnp.where(usable, scale, 1)), 0)
+    typical = jnp.exp(jnp.sum(logs) / jnp.maximum(jnp.sum(usable), 1))
+    rotation = jnp.where(usable[:, None, None], rotation, world_from_cam[:, :3, :3])
+    translation = jnp.where(usable[:, None], translation, world_from_cam[:, :3, 3])
+    return jnp.where(usable, scale, typical), rotation, translation
+
+
+@jax.jit
+def _fill_points(points, predictions, pairs, similarity):
+    """Points that the tree does not know become the weighted mean of those of all pairs."""
+
+    def add(total, inputs):
+        k, maps, pair_similarity = inputs
+        scale, rotation, translation = pair_similarity
+        for side, (local, confidence) in enumerate(maps):
+            moved = pointmap.change_frame(local, rotation, translation, scale)
+            known = pointmap.validity(moved, confidence)
+            weighted = jnp.where(known, confidence, 0)[..., None]
+            sums = jnp.concatenate([jnp.where(known[..., None], moved, 0) * weighted, weighted], -1)
+            total = total.at[pairs[k, side]].add(sums.astype(jnp.float32))
+        return total, None
+
+    maps = (
+        (predictions.pointmap1, predictions.confidence1),
+        (predictions.pointmap2, predictions.confidence2),
+    )
+    empty = jnp.zeros((*points.shape[:3], 4), jnp.float32)
+    total, _ = jax.lax.scan(add, empty, (jnp.arange(len(pairs)), maps, similarity))
+    known = jnp.all(jnp.isfinite(points), axis=-1, keepdims=True)
+    return jnp.where(known, points, total[..., :3] / total[..., 3:])
+
+
+@jax.jit
+def _fill_depth(depth: Array) -> Array:
+    """Unknown depth becomes the median of its frame, and 1 in frames without any."""
+    known = jnp.isfinite(depth)
+    ordered = jnp.sort(jnp.where(known, depth, jnp.inf).reshape(depth.shape[0], -1), axis=1)
+    middle = jnp.maximum(jnp.sum(known, axis=(1, 2)) - 1, 0) // 2
+    median = jnp.take_along_axis(ordered, middle[:, None], axis=1)[..., None]
+    return jnp.where(known, depth, jnp.where(jnp.isfinite(median), median, 1))
 
 
 @partial(jax.jit, static_argnames="config")
@@ -326,39 +283,3 @@ def _normalise_scale(points: Array, world_from_cam: Array, pair_scale: Array, co
     z_axis, offset = cam_from_world[:, 2, :3], cam_from_world[:, 2, 3]
     depth = jnp.einsum("ti,thwi->thw", z_axis, points, precision="highest")
     return points, world_from_cam, depth + offset[:, None, None]
-
-
-def _first_pair(todo: list[int], pairs: np.ndarray, prior: KeyFramePrior | None) -> int:
-    """Takes the best pair from `todo`; with a prior the best that shows frame 0."""
-    k = todo.pop()
-    while prior is not None and 0 not in pairs[k]:
-        todo.insert(0, k)
-        k = todo.pop()
-    return k
-
-
-def _index_of(pairs: np.ndarray, first: int, second: int) -> int:
-    found = np.flatnonzero((pairs[:, 0] == first) & (pairs[:, 1] == second))
-    if len(found) == 0:
-        raise ValueError(f"The graph lacks the pair ({first}, {second}) that its clip starts with.")
-    return int(found[0])
-
-
-def _principal_point(known: variables.Known, frame: int) -> np.ndarray | None:
-    return None if known.principal_point is None else np.asarray(known.principal_point)[frame]
-
-
-def _fill_focals(
-    focals: np.ndarray,
-    predictions: PairPredictions,
-    graph: PairGraph,
-    scores: np.ndarray,
-    known: variables.Known,
-) -> np.ndarray:
-    """Missing focals from the best pair whose first frame is the one in question."""
-    focals = focals.copy()
-    for k in np.lexsort((graph.pairs[:, 1], graph.pairs[:, 0], -scores)):
-        frame = graph.pairs[k, 0]
-        if np.isnan(focals[frame]):
-            focals[frame] = _weiszfeld(predictions.pointmap1[k], _principal_point(known, frame))
-    return focals

@@ -80,7 +80,9 @@ def two_view_errors(
         depth, intrinsics, poses, forward, backward = inputs
         ego12 = warp.ego_flow(depth[0], *intrinsics, *poses)
         ego21 = warp.ego_flow(depth[1], *intrinsics[::-1], *poses[::-1])
-        return _length(ego12 - forward), _length(ego21 - backward)
+        errors = _length(ego12 - forward), _length(ego21 - backward)
+        # Unknown points say nothing of motion; one NaN would spoil the range of its map.
+        return tuple(jnp.where(jnp.isfinite(error), error, 0) for error in errors)
 
     inputs = (scenes.depth, scenes.intrinsics, scenes.world_from_cam, flow12, flow21)
     return jax.lax.map(one, inputs)

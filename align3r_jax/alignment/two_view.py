@@ -14,9 +14,10 @@ import numpy as np
 from flax import struct
 
 from align3r_jax.alignment import initialise as initialise_lib
+from align3r_jax.alignment import spanning_tree
 from align3r_jax.config import AlignmentConfig
 from align3r_jax.errors import UserError
-from align3r_jax.geometry import camera, focal, pnp, rigid
+from align3r_jax.geometry import camera, pnp, pointmap, rigid
 from align3r_jax.structs import AlignmentVariables, Array, PairGraph, PairPredictions
 
 _RANSAC_ITERATIONS = 100
@@ -27,7 +28,7 @@ class TwoViewScenes:
     """K scenes of two frames each, in the order (i, j) of their pair; each in a world of its own.
 
     pairs: (K, 2) frame numbers. focal: (K, 2) pixels. world_from_cam: (K, 2, 4, 4), one of the two
-    the identity. depth: (K, 2, H, W).
+    the identity. depth: (K, 2, H, W), NaN where points mean nothing (confidence 1).
     """
 
     pairs: np.ndarray
@@ -59,7 +60,9 @@ def solve(predictions: PairPredictions, graph: PairGraph, config: AlignmentConfi
             "the first motion masks need both. Make the graph symmetric (PairConfig.symmetrize)."
         )
     num = graph.num_pairs // 2
-    focals = np.asarray(_focals(predictions.pointmap1)).reshape(2, num).T
+    focals = np.array(_focals(predictions.pointmap1, predictions.confidence1)).reshape(2, num).T
+    # Points behind their camera, or none at all: a view of about 53 degrees.
+    focals[~(np.isfinite(focals) & (focals > 0))] = max(predictions.confidence1.shape[1:])
     # The camera that comes second in a pair, in the camera that comes first.
     cam1_from_cam2 = _relative_poses(predictions, focals, config.min_confidence)
     scores = initialise_lib.pair_scores(predictions)
@@ -73,9 +76,7 @@ def solve(predictions: PairPredictions, graph: PairGraph, config: AlignmentConfi
         pairs=graph.pairs[:num],
         focal=jnp.asarray(focals, jnp.float32),
         world_from_cam=world_from_cam,
-        depth=_depths(
-            predictions.pointmap1, predictions.pointmap2, chosen, forward, world_from_cam
-        ),
+        depth=_depths(predictions, chosen, forward, world_from_cam),
     )
 
 
@@ -101,8 +102,8 @@ def initialise(
 
 
 @jax.jit
-def _focals(pointmap1: Array) -> jax.Array:
-    return jax.lax.map(lambda points: focal.weiszfeld_focal(points.astype(jnp.float32)), pointmap1)
+def _focals(pointmap1: Array, confidence1: Array) -> jax.Array:
+    return jax.lax.map(lambda pair: spanning_tree.confident_focal(*pair), (pointmap1, confidence1))
 
 
 def _relative_poses(
@@ -133,16 +134,18 @@ def _relative_poses(
 
 @jax.jit
 def _depths(
-    pointmap1: Array, pointmap2: Array, chosen: Array, forward: Array, world_from_cam: Array
+    predictions: PairPredictions, chosen: Array, forward: Array, world_from_cam: Array
 ) -> jax.Array:
     """Returns (K, 2, H, W) from the direction that counts; its first camera is the world."""
 
     def one(inputs):
         k, is_forward, poses = inputs
-        other = jnp.where(is_forward, poses[1], poses[0])
-        cam2_from_world = rigid.invert(other)
-        first = pointmap1[k][..., 2].astype(jnp.float32)
-        second = rigid.apply(cam2_from_world, pointmap2[k].astype(jnp.float32))[..., 2]
+        cam2_from_world = rigid.invert(jnp.where(is_forward, poses[1], poses[0]))
+        points1, points2 = predictions.pointmap1[k], predictions.pointmap2[k].astype(jnp.float32)
+        first = points1[..., 2].astype(jnp.float32)
+        second = rigid.apply(cam2_from_world, points2)[..., 2]
+        first = jnp.where(pointmap.validity(points1, predictions.confidence1[k]), first, jnp.nan)
+        second = jnp.where(pointmap.validity(points2, predictions.confidence2[k]), second, jnp.nan)
         pair = jnp.stack([first, second])
         return jnp.where(is_forward, pair, pair[::-1])
 

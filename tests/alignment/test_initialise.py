@@ -9,7 +9,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from align3r_jax import pairing
-from align3r_jax.alignment import initialise, variables
+from align3r_jax.alignment import initialise, spanning_tree, variables
 from align3r_jax.config import AlignmentConfig
 from align3r_jax.errors import UserError
 from align3r_jax.structs import PairPredictions
@@ -37,7 +37,7 @@ def test_spanning_tree_golden(golden_dir):
     predictions, graph = recorded.predictions(scene), recorded.graph(scene["edges"])
     scores = initialise.pair_scores(predictions)
     np.testing.assert_allclose(scores, golden["mst_edge_scores"], rtol=1e-5)
-    tree = initialise.spanning_tree_scene(predictions, graph, scores, PARITY)
+    tree = spanning_tree.chain(predictions, graph, scores, PARITY)
     assert tree.pairs == [tuple(pair) for pair in golden["mst_edges"].tolist()]
     points = np.stack(tree.points)
     np.testing.assert_allclose(points[:, ::4, ::4], golden["mst_pts3d"], atol=1e-4)
@@ -274,3 +274,49 @@ def test_partly_known_cameras_are_refused():
     known = variables.Known(world_from_cam=poses[:2])
     with pytest.raises(UserError, match="every frame"):
         initialise.initialise(_perfect(graph, depth, poses), graph, AlignmentConfig(), known=known)
+
+
+def test_meaningless_points_change_nothing():
+    """Confidence 1 or NaN: no weight anywhere, and other pairs know the depth."""
+    graph = pairing.make_pairs(4, "complete")
+    depth, poses = _truth()
+    predictions = _perfect(graph, depth, poses)
+    rng = np.random.default_rng(5)
+    values = {}
+    for side, value in ((1, 77.0), (2, np.nan)):
+        wrong = jnp.asarray(rng.random(predictions.confidence1.shape) < 0.1)
+        points = getattr(predictions, f"pointmap{side}")
+        confidence = getattr(predictions, f"confidence{side}")
+        values[f"pointmap{side}"] = jnp.where(wrong[..., None], value, points)
+        values[f"confidence{side}"] = jnp.where(wrong, 1.0, confidence)
+    config = AlignmentConfig(shared_focal=False)
+    start = initialise.initialise(PairPredictions(**values), graph, config)
+    decoded = decode(start, config, (HEIGHT, WIDTH))
+    np.testing.assert_allclose(decoded.focal, FOCAL, rtol=1e-3)
+    scale = np.median(np.asarray(decoded.depth) / depth)
+    # A pixel is known in one of its six pairs at least.
+    assert np.mean(np.isclose(decoded.depth, scale * depth, rtol=2e-3)) > 0.999
+
+
+def test_a_pair_without_any_points_does_no_harm_to_others():
+    graph = pairing.make_pairs(4, "complete")
+    depth, poses = _truth()
+    predictions = _perfect(graph, depth, poses)
+    predictions = predictions.replace(
+        pointmap1=predictions.pointmap1.at[2].set(0.0),
+        pointmap2=predictions.pointmap2.at[2].set(0.0),
+        confidence1=predictions.confidence1.at[2].set(1.0),
+        confidence2=predictions.confidence2.at[2].set(1.0),
+    )
+    config = AlignmentConfig()
+    start = initialise.initialise(predictions, graph, config)
+    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(start))
+    _check_similar(decode(start, config, (HEIGHT, WIDTH)), depth, poses)
+
+
+def test_nothing_but_constant_points_still_starts():
+    graph = pairing.make_pairs(4, "complete")
+    depth, poses = _truth()
+    predictions = jax.tree.map(jnp.ones_like, _perfect(graph, depth, poses))
+    start = initialise.initialise(predictions, graph, AlignmentConfig())
+    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(start))
