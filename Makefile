@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
-VIDEO ?= data/samples/table_top.mp4
+VIDEO ?= data/samples/room_walk.mp4
 OUTPUT ?= outputs/$(basename $(notdir $(VIDEO)))
 # The compile cache makes the second run of any target start at once.
 export JAX_COMPILATION_CACHE_DIR ?= $(HOME)/.cache/align3r_jax/xla

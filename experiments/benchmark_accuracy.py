@@ -1,0 +1,105 @@
+"""Errors on fixed, unseen procedural clips: defaults, and with a user's depth prior.
+
+    python -m experiments.benchmark_accuracy [--output=accuracy.json] [--clips=desk,room]
+
+The clips (`data.procedural.benchmark`) have textures and scenes that no shipped network was
+trained on. Nothing of the truth is used but for the scores; the user's prior is the true depth
+under the noise model of `data.procedural.noise`. Baselines stand beside every number.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+from align3r_jax import pipeline
+from align3r_jax.config import ReconstructConfig
+from align3r_jax.evaluation import summary
+from align3r_jax.structs import DepthPrior
+from data.procedural import benchmark, noise
+from data.procedural.clip import ProceduralClip, frames_of
+from experiments import cli
+
+OUTPUT = flags.DEFINE_string("output", None, "Also write all numbers as JSON here.")
+CLIPS = flags.DEFINE_list("clips", None, "Names of clips; default: all.")
+_PRIOR_SEED = 7
+
+
+def noisy_prior(clip: ProceduralClip, seed: int) -> DepthPrior:
+    """Returns what a user's monocular network might give: no focal, every frame its own errors."""
+    depth = np.asarray(noise.noisy_prior(jax.random.key(seed), clip.depth, clip.instance))
+    return DepthPrior(depth, depth, None, "files")
+
+
+def score(clip: ProceduralClip, prior: DepthPrior | None) -> dict[str, float]:
+    """Reconstructs a clip with default settings and compares it with the truth."""
+    scene = pipeline.reconstruct(frames_of(clip), prior=prior, config=ReconstructConfig())
+    return summary.evaluate_scene(
+        scene.depth,
+        scene.world_from_cam,
+        clip.depth,
+        clip.world_from_cam,
+        dynamic_mask=scene.dynamic_mask,
+        truth_dynamic_mask=clip.dynamic_mask,
+        prior_depth=None if prior is None else prior.depth,
+        intrinsics=scene.intrinsics,
+        truth_intrinsics=clip.intrinsics,
+    )
+
+
+def table(scores: dict[str, dict[str, float]], with_prior: bool) -> str:
+    """Returns the scores as a Markdown table; means last."""
+    lines = [
+        "| clip | ATE / standing | rotation / standing | ATE / path | Abs Rel | "
+        + ("prior's own" if with_prior else "constant plane")
+        + " | ratio | mask IoU | focal / true |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    rows = {}
+    for name, s in scores.items():
+        against = s["prior_abs_rel"] if with_prior else s["constant_abs_rel"]
+        rows[name] = [
+            s["ate"] / s["standing_ate"],
+            s["rotation_error_deg"] / s["standing_rotation_error_deg"],
+            s["ate_over_path"],
+            s["abs_rel"],
+            against,
+            s["abs_rel"] / against,
+            s["mask_iou"],
+            s["focal_ratio"],
+        ]
+    rows["**mean**"] = list(np.mean(list(rows.values()), axis=0))
+    for name, values in rows.items():
+        lines.append(f"| {name} | " + " | ".join(f"{v:.3f}" for v in values) + " |")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    names = CLIPS.value or list(benchmark.names())
+    settings = {"defaults": False, "user prior": True}
+    scores: dict[str, dict[str, dict[str, float]]] = {title: {} for title in settings}
+    with tqdm(total=len(names) * len(settings), desc="clips") as progress:
+        for index, name in enumerate(names):
+            clip = benchmark.render(name)
+            for title, with_prior in settings.items():
+                prior = noisy_prior(clip, _PRIOR_SEED + index) if with_prior else None
+                scores[title][name] = score(clip, prior)
+                progress.update()
+    print(f"\nProcedural benchmark, version {benchmark.VERSION}")
+    for title, with_prior in settings.items():
+        print(f"\n{title}\n\n{table(scores[title], with_prior)}")
+    if OUTPUT.value:
+        Path(OUTPUT.value).write_text(
+            json.dumps({"version": benchmark.VERSION, "scores": scores}, indent=1)
+        )
+
+
+if __name__ == "__main__":
+    cli.run(main)
