@@ -67,8 +67,8 @@ def record(path, golden_dir, golden_weights, model, case):
 
 def test_official_file_to_verified_folder(golden_dir, golden_weights, tmp_path):
     seed = official.seed_of(golden_dir / "network_tiny_align3r_landscape.npz")
-    state = official.state(golden_dir, golden_weights, "align3r", seed)
-    official.write_pth(tmp_path / "official.pth", state, "align3r")
+    state, config = official.network(golden_dir, golden_weights, "align3r", seed)
+    official.write_pth(tmp_path / "official.pth", state, config)
     record(tmp_path / "recorded.npz", golden_dir, golden_weights, "align3r", "align3r_landscape")
     for command in (
         ["convert_weights", f"--input={tmp_path}/official.pth", f"--output={tmp_path}/net"],
@@ -98,8 +98,8 @@ def test_official_file_to_verified_folder(golden_dir, golden_weights, tmp_path):
 
 def test_other_networks_types_and_differences(golden_dir, golden_weights, tmp_path):
     seed = official.seed_of(golden_dir / "network_tiny_dust3r_linear.npz")
-    linear = official.state(golden_dir, golden_weights, "dust3r_linear", seed)
-    official.write_hub(tmp_path / "linear", linear, "dust3r_linear")
+    linear, config = official.network(golden_dir, golden_weights, "dust3r_linear", seed)
+    official.write_hub(tmp_path / "linear", linear, config)
     recording = record(
         tmp_path / "linear.npz", golden_dir, golden_weights, "dust3r", "dust3r_linear"
     )
@@ -108,9 +108,9 @@ def test_other_networks_types_and_differences(golden_dir, golden_weights, tmp_pa
     recording["pts3d_2"] = recording["pts3d_2"] * (1 + 1e-3)
     np.savez(tmp_path / "changed.npz", **recording)
 
-    dpt = official.state(golden_dir, golden_weights, "dust3r_dpt")
+    dpt, config = official.network(golden_dir, golden_weights, "dust3r_dpt")
     kept = {k: v for k, v in dpt.items() if not k.startswith(("dec_blocks2", "downstream"))}
-    croco = {"model": kept, "croco_kwargs": official.TINY}
+    croco = {"model": kept, "croco_kwargs": official.arguments(config)}
     torch_writer.write_zip(tmp_path / "croco.pth", croco)
 
     def convert(name, output, *flags):
@@ -147,9 +147,9 @@ def test_other_networks_types_and_differences(golden_dir, golden_weights, tmp_pa
 
 
 def test_unusable_input_gives_one_sentence_and_leaves_nothing(golden_dir, golden_weights, tmp_path):
-    state = official.state(golden_dir, golden_weights, "dust3r_linear")
-    official.write_hub(tmp_path / "linear", state, "dust3r_linear")
-    whole = official.write_pth(tmp_path / "whole.pth", state, "dust3r_linear").read_bytes()
+    state, config = official.network(golden_dir, golden_weights, "dust3r_linear")
+    official.write_hub(tmp_path / "linear", state, config)
+    whole = official.write_pth(tmp_path / "whole.pth", state, config).read_bytes()
     (tmp_path / "cut.pth").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "page.pth").write_bytes(b"<html>404")
     hostile = torch_writer.name("os", "system") + b"(" + torch_writer.text("touch owned") + b"tR"
@@ -159,7 +159,7 @@ def test_unusable_input_gives_one_sentence_and_leaves_nothing(golden_dir, golden
     del wrong["enc_norm.bias"]
     wrong["enc_norm.extra"] = np.ones(2, "f4")
     wrong["dec_norm.bias"] = np.ones(3, "f4")
-    official.write_pth(tmp_path / "wrong.pth", wrong, "dust3r_linear")
+    official.write_pth(tmp_path / "wrong.pth", wrong, config)
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").write_text("mine")
     (tmp_path / "text.npz").write_text("no archive")
@@ -202,7 +202,10 @@ def test_unusable_input_gives_one_sentence_and_leaves_nothing(golden_dir, golden
         assert error.startswith("Error: "), case
         assert len(error.splitlines()) == 1, (case, error)
     error = results[len(conversions) - 1][2]
-    for part in ("1 unknown names: enc_norm.extra", "dec_norm.bias is (3,), expected (64,)"):
+    for part in (
+        "1 unknown names: enc_norm.extra",
+        f"dec_norm.bias is (3,), expected ({config.dec_embed_dim},)",
+    ):
         assert part in error
     assert sorted(str(path) for path in tmp_path.rglob("*")) == before
     assert not (ROOT / "owned").exists()

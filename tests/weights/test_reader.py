@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
-from align3r_jax.config import NETWORK_PRESETS, NetworkConfig
 from align3r_jax.errors import UserError
 from align3r_jax.weights import reader, settings
 from tests.weights import official, torch_writer
@@ -19,8 +18,9 @@ pytestmark = pytest.mark.golden
 
 
 @pytest.fixture(scope="module")
-def weights(golden_dir, golden_weights):
-    return {model: official.state(golden_dir, golden_weights, model) for model in MODELS}
+def networks(golden_dir, golden_weights):
+    """model -> (weights, configuration)"""
+    return {model: official.network(golden_dir, golden_weights, model) for model in MODELS}
 
 
 def assert_same(state, expected):
@@ -29,15 +29,14 @@ def assert_same(state, expected):
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_every_format_gives_weights_and_configuration(weights, model, tmp_path):
-    expected = NETWORK_PRESETS[f"tiny_{model}"]
-    state = weights[model]
-    checkpoint = official.checkpoint(state, model)
+def test_every_format_gives_weights_and_configuration(networks, model, tmp_path):
+    state, config = networks[model]
+    checkpoint = official.checkpoint(state, config)
     named = {f"module.{name}": array for name, array in checkpoint["model"].items()}
     paths = {
-        "PyTorch": official.write_pth(tmp_path / "a.pth", state, model),
+        "PyTorch": official.write_pth(tmp_path / "a.pth", state, config),
         "older PyTorch": torch_writer.write_legacy(tmp_path / "b.pth", checkpoint),
-        "hub folder": official.write_hub(tmp_path / "hub", state, model),
+        "hub folder": official.write_hub(tmp_path / "hub", state, config),
         "hub file": tmp_path / "hub" / "model.safetensors",
         "folder of one file": tmp_path / "hub",
         "parallel": torch_writer.write_zip(
@@ -46,7 +45,7 @@ def test_every_format_gives_weights_and_configuration(weights, model, tmp_path):
     }
     for kind, path in paths.items():
         read = reader.read_weights(path)
-        assert read.config == expected, kind
+        assert read.config == config, kind
         names = {name.removeprefix("module."): array for name, array in read.state.items()}
         assert_same(names, state)
     assert reader.read_weights(paths["PyTorch"]).source == {
@@ -54,8 +53,8 @@ def test_every_format_gives_weights_and_configuration(weights, model, tmp_path):
     }  # fmt: skip
 
 
-def test_sharded_hub_folder(weights, tmp_path):
-    state = weights["align3r"]
+def test_sharded_hub_folder(networks, tmp_path):
+    state, config = networks["align3r"]
     names = sorted(state)
     places = {}
     for part in range(2):
@@ -64,9 +63,9 @@ def test_sharded_hub_folder(weights, tmp_path):
         places |= dict.fromkeys(names[part::2], file)
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
-    (tmp_path / "config.json").write_text(json.dumps(official.arguments("align3r")))
+    (tmp_path / "config.json").write_text(json.dumps(official.arguments(config)))
     read = reader.read_weights(tmp_path)
-    assert read.config == NETWORK_PRESETS["tiny_align3r"]
+    assert read.config == config
     assert_same(read.state, state)
 
     index.write_text(json.dumps({"weight_map": places | {"absent.weight": file}}))
@@ -77,34 +76,35 @@ def test_sharded_hub_folder(weights, tmp_path):
         reader.read_weights(tmp_path)
 
 
-def test_text_infinities_and_half_precision(weights, tmp_path):
-    state = {k: v.astype(ml_dtypes.bfloat16) for k, v in weights["dust3r_dpt"].items()}
-    folder = official.write_hub(tmp_path / "hub", state, "dust3r_dpt")
-    written = official.arguments("dust3r_dpt")
+def test_text_infinities_and_half_precision(networks, tmp_path):
+    state, config = networks["dust3r_dpt"]
+    state = {name: array.astype(ml_dtypes.bfloat16) for name, array in state.items()}
+    folder = official.write_hub(tmp_path / "hub", state, config)
+    written = official.arguments(config)
     written |= {"depth_mode": ["exp", "-inf", "inf"], "conf_mode": ["exp", 1, "Infinity"]}
     (folder / "config.json").write_text(json.dumps(written))
     read = reader.read_weights(folder)
-    assert read.config == NETWORK_PRESETS["tiny_dust3r_dpt"]
+    assert read.config == config
     assert_same(read.state, state)
 
 
-def test_croco_settings(weights, tmp_path):
+def test_croco_settings(networks, tmp_path):
     """One decoder, a head for pixels, arguments as a dictionary."""
+    state, config = networks["dust3r_dpt"]
     kept = {
         name: array
-        for name, array in weights["dust3r_dpt"].items()
+        for name, array in state.items()
         if not name.startswith(("dec_blocks2", "downstream_head"))
     }
-    head = {"prediction_head.weight": np.ones((768, 64), "f4")}
+    head = {"prediction_head.weight": np.ones((768, config.dec_embed_dim), "f4")}
     path = torch_writer.write_zip(
-        tmp_path / "croco.pth", {"model": kept | head, "croco_kwargs": official.TINY}
+        tmp_path / "croco.pth", {"model": kept | head, "croco_kwargs": official.arguments(config)}
     )
     read = reader.read_weights(path)
     assert read.source["model"] == "CroCo"
-    assert read.config == NetworkConfig(
-        enc_embed_dim=96, enc_depth=4, enc_num_heads=6, dec_embed_dim=64, dec_depth=8,
-        dec_num_heads=2, prior_branch=False,
-    )  # fmt: skip
+    names = ("enc_embed_dim", "enc_depth", "enc_num_heads", "dec_embed_dim", "dec_depth")
+    assert [getattr(read.config, n) for n in names] == [getattr(config, n) for n in names]
+    assert (read.config.head, read.config.prior_branch) == ("dpt", False)
 
 
 @pytest.mark.parametrize(
@@ -128,23 +128,25 @@ def test_other_models_are_recognised(names, message, tmp_path):
             reader.read_weights(tmp_path / f"other.{suffix}")
 
 
-def test_numbers_that_are_not_finite_are_named(weights, tmp_path):
-    state = dict(weights["dust3r_linear"])
+def test_numbers_that_are_not_finite_are_named(networks, tmp_path):
+    state, config = networks["dust3r_linear"]
+    state = dict(state)
     for name, value in (("enc_norm.weight", np.nan), ("dec_norm.bias", -np.inf)):
         state[name] = state[name].copy()
         state[name][1] = value
-    path = official.write_pth(tmp_path / "a.pth", state, "dust3r_linear")
+    path = official.write_pth(tmp_path / "a.pth", state, config)
     with pytest.raises(UserError, match=r"enc_norm\.weight") as raised:
         reader.read_weights(path)
     assert "dec_norm.bias" in str(raised.value)
 
 
-def test_contradicting_configuration(weights, tmp_path):
-    folder = official.write_hub(tmp_path / "hub", weights["align3r"], "align3r")
+def test_contradicting_configuration(networks, tmp_path):
+    state, config = networks["align3r"]
+    folder = official.write_hub(tmp_path / "hub", state, config)
     (folder / "config.json").write_text(
-        json.dumps(official.arguments("align3r") | {"enc_depth": 24})
+        json.dumps(official.arguments(config) | {"enc_depth": config.enc_depth + 1})
     )
-    with pytest.raises(UserError, match="enc_depth=24 contradicts"):
+    with pytest.raises(UserError, match=r"enc_depth=\d+ contradicts"):
         reader.read_weights(folder)
     (folder / "config.json").write_text("{broken")
     with pytest.raises(UserError, match="no JSON object"):
@@ -168,9 +170,9 @@ def test_unusable_places(tmp_path):
         reader.read_weights(tmp_path / "a.pth")
 
 
-def test_damaged_safetensors(weights, tmp_path):
+def test_damaged_safetensors(networks, tmp_path):
     path = tmp_path / "a.safetensors"
-    safetensors_numpy.save_file(weights["dust3r_linear"], path)
+    safetensors_numpy.save_file(networks["dust3r_linear"][0], path)
     data = path.read_bytes()
     for size in (0, 5, 30, 400, len(data) // 2, len(data) - 1):
         path.write_bytes(data[:size])
