@@ -1,5 +1,7 @@
 """Motion masks: recorded ones bit for bit, and scenes whose moving pixels are known."""
 
+import json
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -39,6 +41,25 @@ def test_two_view_masks_golden(golden_dir):
     masks = motion_mask.from_two_views(predictions, graph, flow, PARITY)
     # Rounding may flip a pixel whose mean error is the threshold itself.
     assert np.mean(masks != golden["dynamic_masks"]) < 5e-4
+
+
+@pytest.mark.golden
+def test_masks_of_clips_golden(golden_dir):
+    scene = np.load(golden_dir / "alignment_hier_scene.npz")
+    golden = np.load(golden_dir / "alignment_hier_pose.npz")
+    plan = json.loads((golden_dir / "alignment_hier_plan.json").read_text())
+    row = {tuple(pair): k for k, pair in enumerate(scene["edges"].tolist())}
+    for frames, pairs in zip(plan["clips"], plan["pose_graphs"][1:], strict=True):
+        graph = recorded.graph(np.array(pairs) - frames[0], len(frames))
+        rows = [row[tuple(pair)] for pair in pairs]
+        half = graph.num_pairs // 2
+        masks = motion_mask.from_two_views(
+            recorded.predictions(scene, rows),
+            graph,
+            recorded.flow(scene, graph.pairs[:half], rows[:half]),
+            PARITY,
+        )
+        assert np.mean(masks != golden["dynamic_masks"][frames]) < 1e-3
 
 
 @pytest.mark.golden
