@@ -17,8 +17,9 @@ from flax import struct
 
 from align3r_jax.errors import UserError
 from align3r_jax.geometry import camera, rigid
-from align3r_jax.predictors import flow_bundle, flow_depth, flow_start
-from align3r_jax.predictors.flow_bundle import BundleConfig, Observations, Structure
+from align3r_jax.predictors import flow_bundle, flow_depth, flow_lattice, flow_start
+from align3r_jax.predictors.flow_bundle import BundleConfig
+from align3r_jax.predictors.flow_lattice import Observations, Structure
 from align3r_jax.priors.optical_flow import FlowSource
 from align3r_jax.structs import DepthPrior, Frames, OpticalFlow, PairGraph, PairPredictions
 
@@ -29,6 +30,7 @@ _SCALES_PX = (1.0, 0.5, 0.25, 0.12)  # the bundle's robust loss, sharpened step 
 _NOISE_PX = 0.3  # error of trusted flow
 _LOW_PARALLAX_PX = 1.0
 _MOVING = 4.0  # motion score
+_FLAT_GRADIENT = 1.0  # grey levels per pixel; flow of flatter regions is little more than a guess
 
 
 @struct.dataclass
@@ -139,14 +141,26 @@ def _sample_flow(frames: Frames, flow: FlowSource) -> tuple[Observations, int]:
             first = np.arange(num - offset)
             pairs = np.stack([first, first + offset], 1)
             fields: OpticalFlow = flow.directed(frames, np.concatenate([pairs, pairs[:, ::-1]]))
-            parts.append(flow_bundle.observe(fields, num, principal, xy, rows.shape))
+            parts.append(flow_lattice.observe(fields, num, principal, xy, rows.shape))
+    texture = np.stack([_texture(image, stride)[xy[:, 1], xy[:, 0]] for image in frames.images])
     obs = dataclasses.replace(
         parts[0],
         neighbour=np.concatenate([part.neighbour for part in parts], 1),
         target=np.concatenate([part.target for part in parts], 1),
-        weight=np.concatenate([part.weight for part in parts], 1),
+        weight=np.concatenate([part.weight for part in parts], 1) * texture[:, None],
     )
     return obs, stride
+
+
+def _texture(image: np.ndarray, stride: int) -> np.ndarray:
+    """l / (l + g^2) in [0, 1], l the smaller eigenvalue of the structure tensor (Shi and Tomasi
+    1994): how well the image around a pixel fixes its flow in both directions. Returns (H, W)."""
+    grey = cv2.cvtColor(np.asarray(image), cv2.COLOR_RGB2GRAY).astype(np.float32)
+    dx = cv2.Sobel(grey, cv2.CV_32F, 1, 0, scale=1 / 8)
+    dy = cv2.Sobel(grey, cv2.CV_32F, 0, 1, scale=1 / 8)
+    xx, xy, yy = (cv2.GaussianBlur(a, (0, 0), stride) for a in (dx * dx, dx * dy, dy * dy))
+    smaller = (xx + yy) / 2 - np.sqrt(np.square(xx - yy) / 4 + xy * xy)
+    return np.maximum(smaller, 0) / (np.maximum(smaller, 0) + _FLAT_GRADIENT**2)
 
 
 def _thin(obs: Observations, step: int) -> tuple[Observations, np.ndarray]:
@@ -185,32 +199,35 @@ def _clean_prior(prior: DepthPrior) -> np.ndarray | None:
 
 
 def _solve_cameras(obs, prior_log, focals, config) -> Structure:
+    """Best start on a coarse lattice, then the bundle on a finer one, the loss ever sharper."""
+    frames = len(obs.neighbour)
     coarse, keep = _thin(obs, 4)
-    prior = None if prior_log is None else -prior_log[:, keep]
-    target, trust = _bundle_prior(prior, keep, len(obs.neighbour))
-    starts = flow_start.candidates(coarse, prior, focals, seeds=2, minima=3)
-    limited = dataclasses.replace(config, tolerance=1e-3)
-    best = flow_start.best_start(starts, coarse, target, trust, limited)
+    prior = _bundle_prior(prior_log, frames, keep)
+    starts = flow_start.candidates(
+        coarse, None if prior_log is None else prior, focals, seeds=2, minima=3
+    )
+    best = flow_start.best_start(starts, coarse, prior, dataclasses.replace(config, tolerance=1e-3))
     middle, keep = _thin(obs, 2)
+    prior = _bundle_prior(prior_log, frames, keep)
     log_rho = _resize(best.log_rho, coarse.lattice, middle.lattice)
     structure = dataclasses.replace(best, log_rho=log_rho)
-    target, trust = _bundle_prior(
-        None if prior_log is None else -prior_log[:, keep], keep, len(obs.neighbour)
-    )
     for scale in _SCALES_PX:
-        sharper = dataclasses.replace(
-            config, scale_px=scale, depth_weight=0.01 * scale, iterations=10
-        )
-        structure, *_ = flow_bundle.bundle(structure, middle, target, trust, sharper)
+        structure, _ = flow_bundle.bundle(structure, middle, prior, _sharp(config, scale))
     return dataclasses.replace(
         structure, log_rho=_resize(structure.log_rho, middle.lattice, obs.lattice)
     )
 
 
-def _bundle_prior(prior, keep, frames):
-    if prior is None:
-        return np.zeros((frames, len(keep))), np.ones((frames, len(keep)))
-    return prior - np.median(prior, 1, keepdims=True), np.ones(prior.shape)
+def _sharp(config: BundleConfig, scale: float) -> BundleConfig:
+    return dataclasses.replace(config, scale_px=scale, depth_weight=0.01 * scale, iterations=10)
+
+
+def _bundle_prior(prior_log: np.ndarray | None, frames: int, keep: np.ndarray) -> np.ndarray:
+    """Log inverse depth (T, P) towards which the bundle leans: the prior's relief, or a plane."""
+    if prior_log is None:
+        return np.zeros((frames, len(keep)))
+    prior = -prior_log[:, keep]
+    return prior - np.median(prior, 1, keepdims=True)
 
 
 def _resize(values: np.ndarray, lattice: tuple[int, int], wanted: tuple[int, int]) -> np.ndarray:
@@ -256,11 +273,7 @@ def _solve_depth(structure, obs, prior_log, static, images) -> _Depth:
 def _refine_cameras(structure, obs, solution, config) -> Structure:
     middle, keep = _thin(obs, 2)
     start = dataclasses.replace(structure, log_rho=-solution.log_depth[:, keep])
-    sharp = dataclasses.replace(
-        config, scale_px=_SCALES_PX[-1], depth_weight=0.01 * _SCALES_PX[-1], iterations=10
-    )
-    trust = np.ones_like(start.log_rho)
-    refined, *_ = flow_bundle.bundle(start, middle, start.log_rho, trust, sharp)
+    refined, _ = flow_bundle.bundle(start, middle, start.log_rho, _sharp(config, _SCALES_PX[-1]))
     return dataclasses.replace(
         refined, log_rho=_resize(refined.log_rho, middle.lattice, obs.lattice)
     )
@@ -289,7 +302,7 @@ def _to_state(structure, obs, solution, static, prior, frames, stride) -> FlowSt
     pose[:, :3, :3] = structure.rotation[0].T @ structure.rotation
     pose[:, :3, 3] = (structure.translation - structure.translation[0]) @ structure.rotation[0]
     pose[:, :3, 3] /= scale
-    residual = flow_bundle.residual_norm(
+    residual = flow_lattice.residual_norm(
         dataclasses.replace(structure, log_rho=-solution.log_depth), obs
     )
     trusted = obs.weight > 0

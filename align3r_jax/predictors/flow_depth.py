@@ -17,12 +17,14 @@ import dataclasses
 import numpy as np
 from scipy import linalg
 
-from align3r_jax.predictors import flow_bundle
+from align3r_jax.predictors import flow_lattice
+
+_CORRELATED = 50  # lattice pixels err together: so many count as one
 
 
 def triangulate(
-    structure: flow_bundle.Structure,
-    obs: flow_bundle.Observations,
+    structure: flow_lattice.Structure,
+    obs: flow_lattice.Observations,
     log_rho: np.ndarray,
     noise_px: float,
     iterations: int = 8,
@@ -33,7 +35,7 @@ def triangulate(
     the fields that start in one pixel are taken as fully correlated: many fields do not make a
     pixel surer than its best one. Returns (log_rho, variance), both (T, P).
     """
-    rot, shift = (a.astype(np.float32) for a in flow_bundle.relative(structure, obs))
+    rot, shift = (a.astype(np.float32) for a in flow_lattice.relative(structure, obs))
     focal = np.float32(structure.focal)
     ray = np.concatenate([obs.xy / focal, np.ones((len(obs.xy), 1))], 1).astype(np.float32)
     turned = ray @ np.swapaxes(rot, -1, -2)  # (T, K, P, 3)
@@ -52,11 +54,13 @@ def triangulate(
             * (rho / z)[..., None]
             * (shift[:, :, None, :2] - q / focal * shift[:, :, None, 2:])
         )  # d q / d log rho
-        w = obs.weight / (1 + np.square(error).sum(-1) / c2)
-        info = np.square(slope).sum(-1)
+        w = obs.weight / (1 + flow_lattice.squared_length(error) / c2)
+        info = flow_lattice.squared_length(slope)
         h = (w * info).sum(1)
         weak = np.float32(noise_px**2)  # holds pixels without parallax where they started
-        g = (w * (slope * error).sum(-1)).sum(1) + weak * (x - start)
+        g = (w * (slope[..., 0] * error[..., 0] + slope[..., 1] * error[..., 1])).sum(1) + weak * (
+            x - start
+        )
         x = np.clip(x - np.clip(g / (h + weak), -0.5, 0.5), low, high)
     strength = (w * info).sum(1) / np.maximum(w.sum(1), 1e-3) * np.minimum(w.sum(1), 1)
     return x, noise_px**2 / np.maximum(strength, 1e-9)
@@ -74,8 +78,8 @@ class FittedPrior:
 
 def frame_offsets(
     log_depth: np.ndarray,
-    structure: flow_bundle.Structure,
-    obs: flow_bundle.Observations,
+    structure: flow_lattice.Structure,
+    obs: flow_lattice.Observations,
     offset: np.ndarray,
     precision: np.ndarray,
 ) -> np.ndarray:
@@ -88,7 +92,7 @@ def frame_offsets(
     frames, slots = obs.neighbour.shape
     rows, columns = obs.lattice
     step = obs.xy[1, 0] - obs.xy[0, 0]
-    rot, shift = flow_bundle.relative(structure, obs)
+    rot, shift = flow_lattice.relative(structure, obs)
     ray = np.concatenate([obs.xy / structure.focal, np.ones((len(obs.xy), 1))], 1)
     normal = np.diag(precision + 1e-6)
     right = precision * offset
@@ -117,8 +121,8 @@ def fit_prior(
     measured: np.ndarray,
     variance: np.ndarray,
     prior: np.ndarray | None,
-    structure: flow_bundle.Structure,
-    obs: flow_bundle.Observations,
+    structure: flow_lattice.Structure,
+    obs: flow_lattice.Observations,
 ) -> FittedPrior:
     """Fits offset, contrast and tilt of every frame's prior log depth to the measured one.
 
@@ -136,36 +140,32 @@ def fit_prior(
 
 
 def _fit(measured, variance, relief, structure, obs, contrast):
-    size = np.abs(obs.xy).max()
-    weight = 1 / (variance + 0.05**2)
-    tilt = obs.xy / size
+    """Returns the fitted log depth (T, P) and how far the measured one lies from it."""
+    tilt = obs.xy / np.abs(obs.xy).max()
+    # Expected before any measurement: contrast 1 (none for a plane) and no tilt.
+    expected = np.array([0.0, 1.0 if contrast else 0.0, 0.0, 0.0])
+    precision = 1 / np.square([1e3, 0.25 if contrast else 1e-4, *([0.15 if contrast else 0.5] * 2)])
+    outlier = 0.15 if contrast else 0.5
     fitted = np.empty_like(measured)
-    offset, precision = np.zeros(len(measured)), np.zeros(len(measured))
+    offset, surety = np.zeros(len(measured)), np.zeros(len(measured))
     for i in range(len(measured)):
         middle = np.median(relief[i])
-        design = np.stack([np.ones(len(tilt)), relief[i] - middle, tilt[:, 0], tilt[:, 1]], 1)
-        # Expected before any measurement: contrast 1 (0 for a plane), no tilt.
-        ridge = np.array([1e-6, 1 / 0.25**2 if contrast else 1e8, 1 / 0.15**2, 1 / 0.15**2])
-        if not contrast:
-            ridge[2:] = 1 / 0.5**2
-        mean = np.array([0.0, 1.0 if contrast else 0.0, 0.0, 0.0])
-        share = 1.0 / 50  # neighbouring pixels err together
-        w = weight[i].copy()
+        design = np.column_stack([np.ones(len(tilt)), relief[i] - middle, tilt])
+        weight = 1 / (variance[i] + outlier**2) / _CORRELATED
+        w = weight
         for _ in range(6):
-            weighted = design * (w * share)[:, None]
-            normal = weighted.T @ design + np.diag(ridge)
-            coefficients = np.linalg.solve(normal, weighted.T @ measured[i] + ridge * mean)
+            weighted = design * w[:, None]
+            normal = weighted.T @ design + np.diag(precision)
+            right = weighted.T @ measured[i] + precision * expected
+            coefficients = np.linalg.solve(normal, right)
             miss = measured[i] - design @ coefficients
-            w = weight[i] / (1 + np.square(miss) / 0.15**2)
+            w = weight / (1 + np.square(miss / outlier))
         fitted[i] = design[:, 1:] @ coefficients[1:]
-        offset[i], precision[i] = coefficients[0], (w * share).sum()
-    joint = frame_offsets(fitted, structure, obs, offset, precision)
-    fitted = fitted + joint[:, None]
-    miss = np.abs(measured - fitted)
-    order = np.argsort(miss.ravel())
-    cumulated = np.cumsum(weight.ravel()[order])
-    middle = miss.ravel()[order][np.searchsorted(cumulated, cumulated[-1] / 2)]
-    return fitted, float(np.clip(1.48 * middle, 0.05, 0.6))
+        offset[i], surety[i] = coefficients[0], w.sum()
+    fitted = fitted + frame_offsets(fitted, structure, obs, offset, surety)[:, None]
+    measurable = variance < np.maximum(0.3**2, np.quantile(variance, 0.2))
+    miss = np.abs(measured - fitted)[measurable]
+    return fitted, float(np.clip(np.quantile(miss, 0.8) / 1.28, 0.05, 1.0))
 
 
 def regularise(
@@ -222,26 +222,27 @@ def _regularise_frame(measured, variance, sigma, brightness, lattice, iterations
 
 
 def motion_score(
-    structure: flow_bundle.Structure,
-    obs: flow_bundle.Observations,
+    structure: flow_lattice.Structure,
+    obs: flow_lattice.Observations,
     variance: np.ndarray,
     noise_px: float,
 ) -> np.ndarray:
     """How surely a pixel moves by itself: (T, P), mean over its fields of the squared distance
     between its flow and that of the static scene, in units of what noise of the flow and the
     uncertainty of its depth (`variance` of log depth) explain; 0 where no flow is trusted."""
-    rot, shift = (a.astype(np.float32) for a in flow_bundle.relative(structure, obs))
-    y, q = flow_bundle.project(structure, obs)
+    rot, shift = (a.astype(np.float32) for a in flow_lattice.relative(structure, obs))
+    y, q = flow_lattice.project(structure, obs)
     error = q - obs.target
     rho = np.exp(structure.log_rho).astype(np.float32)[:, None, :, None]
     focal = np.float32(structure.focal)
     slope = focal * rho / y[..., 2:] * (shift[:, :, None, :2] - q / focal * shift[:, :, None, 2:])
-    motion = np.square(obs.target - obs.xy).sum(-1)
+    motion = flow_lattice.squared_length(obs.target - obs.xy)
     noise = noise_px**2 + 0.02**2 * motion
     spread = variance[:, None]
-    along = (error * slope).sum(-1)
-    squared = np.square(error).sum(-1) - spread * along**2 / (
-        noise + spread * np.square(slope).sum(-1)
+    along = error[..., 0] * slope[..., 0] + error[..., 1] * slope[..., 1]
+    squared = flow_lattice.squared_length(error) - spread * along**2 / (
+        noise + spread * flow_lattice.squared_length(slope)
     )
     score = np.minimum(squared / noise, 25)
-    return (obs.weight * score).sum(1) / np.maximum(obs.weight.sum(1), 1)
+    seen = (obs.weight > 0).sum(1)
+    return (obs.weight * score).sum(1) / np.maximum(seen, 1)

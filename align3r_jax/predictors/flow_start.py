@@ -12,8 +12,8 @@ import dataclasses
 
 import numpy as np
 
-from align3r_jax.predictors import flow_bundle
-from align3r_jax.predictors.flow_bundle import Observations, Structure
+from align3r_jax.predictors import flow_bundle, flow_lattice
+from align3r_jax.predictors.flow_lattice import Observations, Structure
 
 _NUM_DIRECTIONS = 240  # over a half sphere: 9 degrees apart
 _NEIGHBOURHOOD = np.cos(np.deg2rad(13))
@@ -55,16 +55,16 @@ def directions(
     t = half_sphere()
     x, y = xy[:, 0] / focal, xy[:, 1] / focal
     along = focal * np.stack([x * t[:, 2:] - t[:, :1], y * t[:, 2:] - t[:, 1:2]], -1)  # (N, P, 2)
-    length = np.maximum(np.linalg.norm(along, axis=-1, keepdims=True), 1e-6)
+    length = np.maximum(np.sqrt(flow_lattice.squared_length(along)), 1e-6)[..., None]
     along = along / length
     across = np.stack([-along[..., 1], along[..., 0]], -1)
     turning = focal * np.stack(
         [np.stack([x * y, -(1 + x * x), y], -1), np.stack([1 + y * y, -x * y, -x], -1)], 1
     )
-    turn_across = (across[..., None] * turning).sum(-2)
-    flow_across = (across * flow).sum(-1)
-    flow_along = (along * flow).sum(-1)
-    turn_along = (along[..., None] * turning).sum(-2)
+    turn_across = across[..., :1] * turning[:, 0] + across[..., 1:] * turning[:, 1]
+    flow_across = across[..., 0] * flow[:, 0] + across[..., 1] * flow[:, 1]
+    flow_along = along[..., 0] * flow[:, 0] + along[..., 1] * flow[:, 1]
+    turn_along = along[..., :1] * turning[:, 0] + along[..., 1:] * turning[:, 1]
     w = np.tile(weight.astype(float), (len(t), 1))
     for _ in range(iterations):
         weighted = turn_across * w[..., None]
@@ -96,7 +96,7 @@ def seed_pairs(obs: Observations, count: int) -> list[tuple[int, int]]:
     """Returns (frame, slot) of pairs with much flow that is mostly consistent, one per stretch of
     the clip."""
     share = obs.weight.mean(-1)
-    motion = np.linalg.norm(obs.target - obs.xy, axis=-1)
+    motion = np.sqrt(flow_lattice.squared_length(obs.target - obs.xy))
     moved = (obs.weight * motion).sum(-1) / np.maximum(obs.weight.sum(-1), 1e-9)
     score = np.where(share > 0.2, moved * share**2, 0)
     seeds = []
@@ -138,9 +138,9 @@ def resect(
 
     def miss(rotation, translation):
         seen = (points - rho[:, None] * translation) @ rotation
-        seen[:, 2] = np.maximum(seen[:, 2], flow_bundle.MIN_Z)
+        seen[:, 2] = np.maximum(seen[:, 2], flow_lattice.MIN_Z)
         pixel = focal * seen[:, :2] / seen[:, 2:]
-        squared = np.square(pixel - target).sum(1)
+        squared = flow_lattice.squared_length(pixel - target)
         return seen, pixel, squared, (weight * np.log1p(squared / scale2)).sum()
 
     rotation, translation = min(starts, key=lambda start: miss(*start)[3])
@@ -157,14 +157,14 @@ def resect(
             1,
         )
         jacobian = np.concatenate(
-            [slope @ flow_bundle.hat(seen), -rho[:, None, None] * (slope @ rotation.T)], -1
+            [slope @ flow_lattice.hat(seen), -rho[:, None, None] * (slope @ rotation.T)], -1
         ).reshape(-1, 6)
         w = np.repeat(weight / (1 + squared / scale2), 2)
         normal = (jacobian * w[:, None]).T @ jacobian
         gradient = (jacobian * w[:, None]).T @ (pixel - target).ravel()
         normal += np.diag(damping * np.diag(normal) + 1e-9 * np.trace(normal) + 1e-12)
         step = -np.linalg.solve(normal, gradient)
-        trial = rotation @ flow_bundle.exp_rotation(step[:3]), translation + step[3:]
+        trial = rotation @ flow_lattice.exp_rotation(step[:3]), translation + step[3:]
         found = miss(*trial)
         if found[3] >= value:
             damping *= 10
@@ -263,14 +263,13 @@ def best_start(
     starts: list[Structure],
     obs: Observations,
     prior: np.ndarray,
-    trust: np.ndarray,
     config: flow_bundle.BundleConfig,
 ) -> Structure:
     """Refines the starts in rounds of growing length, dropping the costlier ones after each."""
-    pool = [(flow_bundle.cost(start, obs, prior, trust, config)[0], start) for start in starts]
+    pool = [(flow_bundle.cost(start, obs, prior, config), start) for start in starts]
     for keep, iterations in ((10, 4), (4, 8), (1, 12)):
         pool = sorted(pool, key=lambda entry: entry[0])[:keep]
         limited = dataclasses.replace(config, iterations=iterations)
-        refined = [flow_bundle.bundle(s, obs, prior, trust, limited) for _, s in pool]
-        pool = [(cost, structure) for structure, cost, _ in refined]
+        refined = [flow_bundle.bundle(s, obs, prior, limited) for _, s in pool]
+        pool = [(cost, structure) for structure, cost in refined]
     return pool[0][1]

@@ -67,22 +67,18 @@ def sample(field: np.ndarray, xy: np.ndarray, outside: str = "zero") -> np.ndarr
     "zero") or as the nearest border value ("replicate"). Returns (..., C) float32.
     """
     height, width, channels = field.shape
-    flat = field.reshape(-1, channels)
     if outside == "replicate":
         xy = np.clip(xy, 0, np.array([width - 1, height - 1], xy.dtype))
-    base = np.floor(np.nan_to_num(np.clip(xy, -2, max(width, height) + 1))).astype(np.int32)
-    part = (xy - base).astype(np.float32)
-    result = np.zeros((*xy.shape[:-1], channels), np.float32)
-    for dy in (0, 1):
-        for dx in (0, 1):
-            x, y = base[..., 0] + dx, base[..., 1] + dy
-            weight = (part[..., 0] if dx else 1 - part[..., 0]) * (
-                part[..., 1] if dy else 1 - part[..., 1]
-            )
-            inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-            index = np.where(inside, y * width + x, 0)
-            result += np.where(inside, weight, 0)[..., None] * flat[index]
-    return result
+    # A border of zeros all round: whatever lies further out falls on it.
+    flat = np.pad(field, ((1, 2), (1, 2), (0, 0))).reshape(-1, channels)
+    xy = np.clip(np.nan_to_num(xy, nan=-1.0), -1, np.array([width, height], xy.dtype))
+    base = np.floor(xy).astype(np.int32)
+    right, down = np.moveaxis((xy - base).astype(np.float32)[..., None], -2, 0)
+    index = (base[..., 1] + 1) * (width + 3) + base[..., 0] + 1
+    upper = flat[index] * (1 - right) + flat[index + 1] * right
+    index += width + 3
+    lower = flat[index] * (1 - right) + flat[index + 1] * right
+    return upper * (1 - down) + lower * down
 
 
 def pixel_grid(height: int, width: int) -> np.ndarray:
@@ -109,7 +105,8 @@ def in_bounds(flow: np.ndarray) -> np.ndarray:
     """Returns (H, W) bool: p + flow(p) lies on the image."""
     height, width = flow.shape[:2]
     target = pixel_grid(height, width) + flow
-    return ((target >= 0) & (target <= np.array([width - 1, height - 1]))).all(-1)
+    x, y = target[..., 0], target[..., 1]
+    return (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
 
 
 def consistency(

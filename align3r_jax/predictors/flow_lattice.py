@@ -1,0 +1,117 @@
+"""What the flow bundle knows and looks for: observations on a lattice, cameras, inverse depth.
+
+A pixel p of frame i lands in frame j at q_ijp = f (y_x, y_y) / y_z with
+y = R_j^T (R_i k_p + rho_ip (T_i - T_j)), the ray k_p = (x_p / f, y_p / f, 1), the inverse depth
+rho and poses (R, T) world_from_cam. All in NumPy: a clip is solved once, on the host.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from align3r_jax.structs import OpticalFlow
+
+MIN_Z = 1e-3  # of the unit ray; points at or behind the camera count as just before it
+
+
+@dataclasses.dataclass(frozen=True)
+class Observations:
+    """Where the lattice pixels of every frame land in other frames.
+
+    neighbour: (T, K) int, the other frame (the frame itself where weight is 0 throughout).
+    xy: (P, 2) lattice pixels; target: (T, K, P, 2); both relative to the principal point.
+    weight: (T, K, P) >= 0. lattice: (rows, columns) with rows * columns = P.
+    """
+
+    neighbour: np.ndarray
+    xy: np.ndarray
+    target: np.ndarray
+    weight: np.ndarray
+    lattice: tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Structure:
+    """Poses, inverse depth and focal length of a clip.
+
+    rotation: (T, 3, 3) and translation: (T, 3), world_from_cam. log_rho: (T, P) log inverse
+    depth on the lattice. focal: pixels.
+    """
+
+    rotation: np.ndarray
+    translation: np.ndarray
+    log_rho: np.ndarray
+    focal: float
+
+
+def observe(
+    flow: OpticalFlow,
+    num_frames: int,
+    principal: np.ndarray,
+    xy: np.ndarray,
+    lattice: tuple[int, int],
+) -> Observations:
+    """Samples the flow fields on a lattice of pixels.
+
+    principal: (2,) and xy: (P, 2) int, pixels. Every frame gets the same number of slots.
+    """
+    pairs = flow.pairs.tolist()
+    by_source = [[k for k, pair in enumerate(pairs) if pair[0] == i] for i in range(num_frames)]
+    slots = max(1, max(len(fields) for fields in by_source))
+    num = len(xy)
+    neighbour = np.tile(np.arange(num_frames)[:, None], (1, slots))
+    target = np.zeros((num_frames, slots, num, 2), np.float32)
+    weight = np.zeros((num_frames, slots, num), np.float32)
+    centred = (xy - principal).astype(np.float32)
+    target[:] = centred
+    for i, fields in enumerate(by_source):
+        for slot, k in enumerate(fields):
+            neighbour[i, slot] = pairs[k][1]
+            target[i, slot] += flow.flow[k][xy[:, 1], xy[:, 0]]
+            weight[i, slot] = flow.weight[k][xy[:, 1], xy[:, 0]]
+    return Observations(neighbour, centred, target, weight, lattice)
+
+
+def squared_length(vector: np.ndarray) -> np.ndarray:
+    """(..., 2) -> (...); many times faster than a sum over so short an axis."""
+    return np.square(vector[..., 0]) + np.square(vector[..., 1])
+
+
+def hat(vector: np.ndarray) -> np.ndarray:
+    """(..., 3) -> (..., 3, 3) with hat(a) b = a x b."""
+    x, y, z = np.moveaxis(vector, -1, 0)
+    o = np.zeros_like(x)
+    return np.stack([o, -z, y, z, o, -x, -y, x, o], -1).reshape(*vector.shape[:-1], 3, 3)
+
+
+def exp_rotation(vector: np.ndarray) -> np.ndarray:
+    """Rodrigues: (..., 3) rotation vectors -> (..., 3, 3)."""
+    angle = np.linalg.norm(vector, axis=-1)[..., None, None]
+    k = hat(vector)
+    safe = np.maximum(angle, 1e-12)
+    return np.eye(3) + np.sin(safe) / safe * k + (1 - np.cos(safe)) / safe**2 * (k @ k)
+
+
+def relative(structure: Structure, obs: Observations) -> tuple[np.ndarray, np.ndarray]:
+    """Returns Q = R_j^T R_i (T, K, 3, 3) and s = R_j^T (T_i - T_j) (T, K, 3) of every slot."""
+    rotation, translation, j = structure.rotation, structure.translation, obs.neighbour
+    back = np.swapaxes(rotation[j], -1, -2)
+    shift = (back @ (translation[:, None] - translation[j])[..., None])[..., 0]
+    return back @ rotation[:, None], shift
+
+
+def project(structure: Structure, obs: Observations) -> tuple[np.ndarray, np.ndarray]:
+    """Returns y (T, K, P, 3), points in camera j times rho, and q (T, K, P, 2), their pixels."""
+    q, s = (a.astype(np.float32) for a in relative(structure, obs))
+    ray = np.concatenate([obs.xy / structure.focal, np.ones((len(obs.xy), 1))], 1)
+    y = ray.astype(np.float32) @ np.swapaxes(q, -1, -2)
+    y += np.exp(structure.log_rho).astype(np.float32)[:, None, :, None] * s[:, :, None]
+    y[..., 2] = np.maximum(y[..., 2], MIN_Z)
+    return y, np.float32(structure.focal) * y[..., :2] / y[..., 2:]
+
+
+def residual_norm(structure: Structure, obs: Observations) -> np.ndarray:
+    """Returns (T, K, P): pixels between where a point lands and where the flow says."""
+    return np.sqrt(squared_length(project(structure, obs)[1] - obs.target))
