@@ -107,6 +107,7 @@ def test_residuals_over_the_pair_scale_keep_the_depth_of_known_cameras(scene, si
     assert abs(np.median(depth / scene["depths"]) - 1) < 0.02
 
 
+@pytest.mark.slow
 def test_defaults_recover_the_scene(scene, size):
     config = AlignmentConfig()
     result = align_lib.align(
@@ -118,12 +119,12 @@ def test_defaults_recover_the_scene(scene, size):
     geometry = variables_lib.decode(result.variables, config, size)
     static = ~np.asarray(scene["dyn"])
     ratio = np.asarray(geometry.depth) / scene["depths"]
-    assert np.mean(np.abs(ratio / np.median(ratio) - 1)[static]) < 0.05
+    assert np.mean(np.abs(ratio / np.median(ratio) - 1)[static]) < 0.02
     assert _trajectory_error(geometry.world_from_cam, scene["poses"]) < 0.25
     assert not result.failed
     # The first masks have no absolute scale and mark noise; the scene's own do not.
     found, truth = np.asarray(result.dynamic_mask), np.asarray(scene["dyn"])
-    assert (found & truth).sum() / (found | truth).sum() > 0.5
+    assert (found & truth).sum() / (found | truth).sum() > 0.7
 
 
 def test_two_frames_are_their_two_view_scene(golden_dir, scene, size):

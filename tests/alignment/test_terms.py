@@ -37,7 +37,7 @@ def _assert_same_tree(got, expected):
 @pytest.mark.parametrize(
     "symmetric_flow, changes",
     [
-        (True, {}),
+        pytest.param(True, {}, marks=pytest.mark.slow),
         (False, {"residual_over_scale": True, "normalise_pair_scale": False}),
         pytest.param(
             False,
