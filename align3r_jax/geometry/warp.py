@@ -15,7 +15,7 @@ DISPARITY_EPSILON = 1e-6  # disparity = 1 / (depth + epsilon)
 PROJECTION_EPSILON = 1e-6  # parity: added to z without a sign; points behind are not masked
 
 
-def pixel_grid(height: int, width: int, dtype=jnp.float32) -> Array:
+def pixel_grid(height: int, width: int, dtype: jnp.dtype = jnp.float32) -> Array:
     """Returns (H, W, 2), the (x, y) of every pixel; centres at integers."""
     x, y = jnp.meshgrid(jnp.arange(width, dtype=dtype), jnp.arange(height, dtype=dtype))
     return jnp.stack([x, y], axis=-1)

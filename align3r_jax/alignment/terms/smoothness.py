@@ -10,7 +10,7 @@ from align3r_jax.geometry import rigid
 Array = jax.Array
 
 
-def safe_norm(values: Array, axis) -> Array:
+def safe_norm(values: Array, axis: int | tuple[int, ...]) -> Array:
     """Returns the Euclidean norm; its gradient at 0 is 0."""
     square = jnp.sum(values * values, axis=axis)
     positive = square > 0
