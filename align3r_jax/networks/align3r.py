@@ -108,8 +108,12 @@ class Align3R(nn.Module):
     def setup(self) -> None:
         config = self.config
         check_config(config)
-        common = {"mlp_ratio": config.mlp_ratio, "dtype": self.dtype, "remat": self.remat}
-        cut = {"patch": config.patch_size, "rope_base": config.rope_base}
+        common: dict[str, Any] = {
+            "mlp_ratio": config.mlp_ratio,
+            "dtype": self.dtype,
+            "remat": self.remat,
+        }
+        cut: dict[str, Any] = {"patch": config.patch_size, "rope_base": config.rope_base}
         self.encoder = croco.Encoder(
             config.enc_embed_dim, config.enc_depth, config.enc_num_heads, **common, **cut
         )
@@ -187,6 +191,7 @@ class Align3R(nn.Module):
                 added = added * has_prior[:, None, None, None]
                 decoder_tokens = decoder_tokens + added[:, 0]
 
+        anchored = config.output == "anchored"
         return FrameFeatures(
             tokens=tokens,
             decoder_tokens=decoder_tokens,
@@ -194,8 +199,8 @@ class Align3R(nn.Module):
             positions=positions,
             portrait=portrait,
             has_prior=has_prior,
-            anchor=ray.anchor if config.output == "anchored" else None,
-            log_median=ray.log_median if config.output == "anchored" else None,
+            anchor=ray.anchor if ray is not None and anchored else None,
+            log_median=ray.log_median if ray is not None and anchored else None,
             grid=grid,
             intermediates=intermediates if return_intermediates else None,
         )
@@ -229,13 +234,9 @@ class Align3R(nn.Module):
             raw2 = self._run_head(self.head2, features2, stream2)
 
         if config.output == "anchored":
-            # View 2's prior is brought to view 1's unit, its median depth, where both have one.
-            both = features1.has_prior * features2.has_prior
-            ratio = jnp.exp(both * (features2.log_median - features1.log_median))
-            points1, confidence1 = heads.anchored(raw1, features1.anchor, config)
-            points2, confidence2 = heads.anchored(
-                raw2, features2.anchor * ratio[:, None, None, None], config
-            )
+            anchor1, anchor2 = _anchors(features1, features2)
+            points1, confidence1 = heads.anchored(raw1, anchor1, config)
+            points2, confidence2 = heads.anchored(raw2, anchor2, config)
         else:
             points1, confidence1 = heads.direct(raw1, config)
             points2, confidence2 = heads.direct(raw2, config)
@@ -262,20 +263,22 @@ class Align3R(nn.Module):
 
         Views of equal shape are encoded as one batch.
         """
-        view1 = (images1, prior1, has_prior1, true_shape1)
-        view2 = (images2, prior2, has_prior2, true_shape2)
+        names = ("images", "prior_maps", "has_prior", "true_shape")
+        view1: dict[str, Any] = dict(zip(names, (images1, prior1, has_prior1, true_shape1)))
+        view2: dict[str, Any] = dict(zip(names, (images2, prior2, has_prior2, true_shape2)))
         alike = images1.shape == images2.shape and all(
-            (one is None) == (two is None) for one, two in zip(view1, view2)
+            (view1[name] is None) == (view2[name] is None) for name in names
         )
         if not alike:
             return self.decode_pairs(
-                self.encode_frames(*view1, landscape_only),
-                self.encode_frames(*view2, landscape_only),
+                self.encode_frames(**view1, landscape_only=landscape_only),
+                self.encode_frames(**view2, landscape_only=landscape_only),
             )
-        both = [
-            None if one is None else jnp.concatenate([one, two]) for one, two in zip(view1, view2)
-        ]
-        features = self.encode_frames(*both, landscape_only)
+        both: dict[str, Any] = {
+            name: None if view1[name] is None else jnp.concatenate([view1[name], view2[name]])
+            for name in names
+        }
+        features = self.encode_frames(**both, landscape_only=landscape_only)
         batch = images1.shape[0]
         return self.decode_pairs(features.take(slice(batch)), features.take(slice(batch, None)))
 
@@ -317,6 +320,19 @@ class Align3R(nn.Module):
                     f"prior_maps are {prior_maps.shape}, expected the images' {images.shape}."
                 )
         return batch, height, width
+
+
+def _anchors(first: FrameFeatures, second: FrameFeatures) -> tuple[jax.Array, jax.Array]:
+    """The anchors of a pair in one unit, the median depth of view 1's prior.
+
+    A frame without a prior has no unit; then the two anchors keep their own.
+    """
+    (has1, log1), (has2, log2) = (
+        (jnp.asarray(view.has_prior), jnp.asarray(view.log_median)) for view in (first, second)
+    )
+    ratio = jnp.exp(has1 * has2 * (log2 - log1))
+    anchor2 = jnp.asarray(second.anchor) * ratio[:, None, None, None]
+    return jnp.asarray(first.anchor), anchor2
 
 
 def _inject(tokens: jax.Array, injections: jax.Array, index: int) -> jax.Array:

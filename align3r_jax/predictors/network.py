@@ -48,10 +48,13 @@ class NetworkPredictor:
             params: Any, images: jax.Array, maps: jax.Array | None, has_prior: jax.Array | None
         ) -> FrameFeatures:
             images = (images.astype(jnp.float32) / 255 - 0.5) / 0.5
-            return module.apply({"params": params}, images, maps, has_prior, method="encode_frames")
+            features: Any = module.apply(
+                {"params": params}, images, maps, has_prior, method="encode_frames"
+            )
+            return features
 
         def decode(params: Any, first: FrameFeatures, second: FrameFeatures) -> PairPredictions:
-            pair = module.apply({"params": params}, first, second, method="decode_pairs")
+            pair: Any = module.apply({"params": params}, first, second, method="decode_pairs")
             return PairPredictions(
                 pair.pointmap1, pair.pointmap2, pair.confidence1, pair.confidence2
             )

@@ -15,7 +15,7 @@ from align3r_jax.weights.store import LoadedNetwork
 from tests.networks import micro
 
 HEIGHT, WIDTH, COUNT = 32, 48, 5
-ANCHORED = dataclasses.replace(micro.ALIGN3R, prior_encoding="ray", output="anchored")
+ANCHORED = dataclasses.replace(micro.ALIGN3R, dec_depth=4, prior_encoding="ray", output="anchored")
 
 
 def _loaded(config, params):

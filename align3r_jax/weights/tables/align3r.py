@@ -84,8 +84,10 @@ def _canonical(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     if state and all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
     canonical = {name: value for name, value in state.items() if not _ALIAS.fullmatch(name)}
-    for name in state.keys() - canonical.keys():
+    for name in state:
         alias = _ALIAS.fullmatch(name)
+        if alias is None:
+            continue
         kept = f"{alias[1]}layer{int(alias[2]) + 1}_rn.weight"
         if kept in canonical and not np.array_equal(canonical[kept], state[name]):
             raise UserError(
@@ -163,7 +165,7 @@ def _heads(hints: Mapping[str, Any], name: str, dim: int) -> int:
     return dim // 64
 
 
-def _mode(hints: Mapping[str, Any], name: str, default: tuple) -> tuple[str, float, float]:
+def _mode(hints: Mapping[str, Any], name: str, default: tuple) -> tuple[Any, float, float]:
     mode, low, high = hints.get(name, default)
     return str(mode), float(low), float(high)
 
