@@ -162,7 +162,9 @@ def test_recorded_depth_evaluation(golden_dir, video):
     curves = result.trace["total"].reshape(len(video.plan["depth_graphs"]), -1)
     names = ["key", *(f"clip{c}" for c in range(len(video.plan["clips"])))]
     for curve, name in zip(curves, names, strict=True):
-        np.testing.assert_allclose(curve[0], golden[f"{name}_loss_curve"][0], rtol=1e-3)
+        # A clip starts from the chaotic end of the key frames; each clip alone is tested below.
+        start = golden[f"{name}_loss_curve"][0]
+        np.testing.assert_allclose(curve[0], start, rtol=1e-3 if name == "key" else 0.1)
         np.testing.assert_allclose(curve[-1], golden[f"{name}_loss_curve"][-1], rtol=1.25e-2)
 
 
@@ -174,6 +176,8 @@ def test_each_clip_alone_in_the_depth_evaluation(golden_dir, video):
         pairs, graph, prior = _clip_inputs(video, golden, clip, "depth_graphs")
         predictions = video.predict_equal_confidence(recorded.graph(pairs, video.num_frames))
         result = align_lib.align(predictions, graph, None, config, key_frame_prior=prior)
+        start = golden[f"clip{clip}_loss_curve"][0]
+        np.testing.assert_allclose(result.trace["total"][0], start, rtol=1e-3)
         geometry = variables_lib.decode(result.variables, config, video.size)
         recorded.assert_cameras_and_depth(
             geometry,
