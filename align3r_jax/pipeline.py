@@ -31,6 +31,7 @@ def reconstruct(
     frames: Frames | Array,
     *,
     model: LoadedNetwork | None = None,
+    predictor: Predictor | None = None,
     prior: DepthPrior | None = None,
     originals: Array | None = None,
     config: ReconstructConfig = ReconstructConfig(),
@@ -41,6 +42,7 @@ def reconstruct(
 
     frames: `Frames` (of `io.video.read_frames`) or (T, H, W, 3) uint8 RGB with sides that are
     multiples of 16. model: a network of `align3r_jax.load`; without one the flow predictor works.
+    predictor: your own instead of the two that `config.predictor` names.
     prior: monocular depth; None computes the one that `config.prior` names from `originals`
     (T, H0, W0, 3) uint8, the frames before resizing (default: the frames themselves).
     run: collects times, memory and limits, and resumes.
@@ -59,7 +61,7 @@ def reconstruct(
             ),
         )  # fmt: skip
     source = optical_flow.make_source(config.flow, frames)
-    predictor = choose.make_predictor(config, model, prior, run.limit)
+    predictor = predictor or choose.make_predictor(config, model, prior, run.limit)
     run.facts |= {
         "predictor": predictor.name,
         "prior": prior.name if prior is not None else "none",
