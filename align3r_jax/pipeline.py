@@ -12,7 +12,7 @@ from align3r_jax.alignment import align as align_lib
 from align3r_jax.alignment import finish, hierarchical
 from align3r_jax.config import ReconstructConfig
 from align3r_jax.errors import UserError
-from align3r_jax.predictors import choose
+from align3r_jax.predictors import choose, refine
 from align3r_jax.predictors.protocol import Predictor
 from align3r_jax.priors import mono_depth, optical_flow, shipped
 from align3r_jax.structs import (
@@ -60,6 +60,12 @@ def reconstruct(
                 cache_dir=cache_dir, models=shipped.mono_models(),
             ),
         )  # fmt: skip
+    if model is None and predictor is None and refine.is_worth_it(config, prior):
+        prior = run.stage("prior refinement", lambda: refine.with_shipped(frames, prior))
+        run.limit(
+            "The depth prior was cleaned by the shipped align3r_small (toy weights, trained on "
+            "procedural scenes; it passed its gates); --norefine_prior leaves it as it is."
+        )
     source = optical_flow.make_source(config.flow, frames)
     predictor = predictor or choose.make_predictor(config, model, prior, run.limit)
     run.facts |= {
