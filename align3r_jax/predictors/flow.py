@@ -17,19 +17,16 @@ from flax import struct
 
 from align3r_jax.errors import UserError
 from align3r_jax.geometry import camera, rigid
-from align3r_jax.predictors import flow_bundle, flow_depth, flow_lattice, flow_start
+from align3r_jax.predictors import flow_cameras, flow_depth, flow_lattice, flow_motion
 from align3r_jax.predictors.flow_bundle import BundleConfig
-from align3r_jax.predictors.flow_lattice import Observations, Structure
+from align3r_jax.predictors.flow_lattice import Observations
 from align3r_jax.priors.optical_flow import FlowSource
 from align3r_jax.structs import DepthPrior, Frames, OpticalFlow, PairGraph, PairPredictions
 
 _OFFSETS = (1, 2, 4, 8, 16)  # frame distances of the flow fields
 _LATTICE = 64  # cells along the longer side
 _FOCAL_PRIOR = 0.95  # of the longer side, unless the prior knows better
-_SCALES_PX = (1.0, 0.5, 0.25, 0.12)  # the bundle's robust loss, sharpened step by step
-_NOISE_PX = 0.3  # error of trusted flow
 _LOW_PARALLAX_PX = 1.0
-_MOVING = 4.0  # motion score
 _FLAT_GRADIENT = 1.0  # grey levels per pixel; flow of flatter regions is little more than a guess
 
 
@@ -59,12 +56,14 @@ class FlowPredictor:
     def prepare(
         self, frames: Frames, prior: DepthPrior | None, flow: FlowSource | None
     ) -> FlowState:
-        """Solves the clip. Raises UserError without flow."""
+        """Solves the clip. Raises UserError without flow or with a single frame."""
         if flow is None:
             raise UserError(
                 "The flow predictor needs optical flow, but there is none; use --flow=dis or "
                 "--flow=files:DIR."
             )
+        if frames.num_frames < 2:
+            raise UserError("The flow predictor needs at least two frames, but the video has one.")
         height, width = frames.images.shape[1:3]
         obs, stride = _sample_flow(frames, flow.sharpest())
         prior_log = None if prior is None else _prior_on_lattice(prior, obs, height, width)
@@ -75,15 +74,19 @@ class FlowPredictor:
             focal_prior = float(np.nanmedian(np.asarray(prior.focal)))
             focals = [focal_prior]
             config = BundleConfig(focal_prior=focal_prior, focal_weight=0.3)
-        structure = _solve_cameras(obs, prior_log, focals, config)
+        inverse = None if prior_log is None else -prior_log
+        structure = flow_cameras.solve(obs, inverse, focals, config)
         static = np.ones_like(obs.weight[:, 0])
         for _ in range(2):
             solution = _solve_depth(structure, obs, prior_log, static, frames.images)
-            score = _smooth(solution.score, obs.lattice)
-            static = (score < _MOVING).astype(np.float32)
+            static = flow_motion.still_cells(solution.score, obs.lattice)
             still = dataclasses.replace(obs, weight=obs.weight * static[:, None])
-            structure = _refine_cameras(structure, still, solution, config)
+            known = dataclasses.replace(structure, log_rho=-solution.log_depth)
+            structure = flow_cameras.refine(known, still, config)
         solution = _solve_depth(structure, obs, prior_log, static, frames.images)
+        if not solution.fitted.useful:
+            standing = flow_motion.stand_movers(solution.log_depth, static, obs.lattice)
+            solution = dataclasses.replace(solution, log_depth=standing)
         return _to_state(structure, obs, solution, static, prior, frames, stride)
 
     def predict(self, state: FlowState, graph: PairGraph) -> PairPredictions:
@@ -163,19 +166,6 @@ def _texture(image: np.ndarray, stride: int) -> np.ndarray:
     return np.maximum(smaller, 0) / (np.maximum(smaller, 0) + _FLAT_GRADIENT**2)
 
 
-def _thin(obs: Observations, step: int) -> tuple[Observations, np.ndarray]:
-    """Every `step`-th pixel of the lattice along both axes, and which (indices)."""
-    rows, columns = obs.lattice
-    grid = np.arange(rows * columns).reshape(rows, columns)[step // 2 :: step, step // 2 :: step]
-    keep = grid.ravel()
-    return (
-        Observations(
-            obs.neighbour, obs.xy[keep], obs.target[:, :, keep], obs.weight[:, :, keep], grid.shape
-        ),
-        keep,
-    )
-
-
 def _prior_on_lattice(prior, obs, height, width) -> np.ndarray | None:
     """Log depth of the prior (T, P), missing values filled with the frame's median; None if it
     has no relief or no values."""
@@ -198,57 +188,10 @@ def _clean_prior(prior: DepthPrior) -> np.ndarray | None:
     return None if log_depth.std(axis=(1, 2)).max() < 1e-3 else log_depth
 
 
-def _solve_cameras(obs, prior_log, focals, config) -> Structure:
-    """Best start on a coarse lattice, then the bundle on a finer one, the loss ever sharper."""
-    frames = len(obs.neighbour)
-    coarse, keep = _thin(obs, 4)
-    prior = _bundle_prior(prior_log, frames, keep)
-    starts = flow_start.candidates(
-        coarse, None if prior_log is None else prior, focals, seeds=2, minima=3
-    )
-    best = flow_start.best_start(starts, coarse, prior, dataclasses.replace(config, tolerance=1e-3))
-    middle, keep = _thin(obs, 2)
-    prior = _bundle_prior(prior_log, frames, keep)
-    log_rho = _resize(best.log_rho, coarse.lattice, middle.lattice)
-    structure = dataclasses.replace(best, log_rho=log_rho)
-    for scale in _SCALES_PX:
-        structure, _ = flow_bundle.bundle(structure, middle, prior, _sharp(config, scale))
-    return dataclasses.replace(
-        structure, log_rho=_resize(structure.log_rho, middle.lattice, obs.lattice)
-    )
-
-
-def _sharp(config: BundleConfig, scale: float) -> BundleConfig:
-    return dataclasses.replace(config, scale_px=scale, depth_weight=0.01 * scale, iterations=10)
-
-
-def _bundle_prior(prior_log: np.ndarray | None, frames: int, keep: np.ndarray) -> np.ndarray:
-    """Log inverse depth (T, P) towards which the bundle leans: the prior's relief, or a plane."""
-    if prior_log is None:
-        return np.zeros((frames, len(keep)))
-    prior = -prior_log[:, keep]
-    return prior - np.median(prior, 1, keepdims=True)
-
-
-def _resize(values: np.ndarray, lattice: tuple[int, int], wanted: tuple[int, int]) -> np.ndarray:
-    """(T, P) on one lattice -> (T, Q) on another, bilinear."""
-    return np.stack(
-        [
-            cv2.resize(frame.reshape(lattice).astype(np.float32), wanted[::-1]).ravel()
-            for frame in values
-        ]
-    )
-
-
-def _smooth(values: np.ndarray, lattice: tuple[int, int]) -> np.ndarray:
-    """Median over 3 x 3 cells of (T, P)."""
-    return np.stack(
-        [cv2.medianBlur(frame.reshape(lattice).astype(np.float32), 3).ravel() for frame in values]
-    )
-
-
 def _solve_depth(structure, obs, prior_log, static, images) -> _Depth:
-    log_rho, variance = flow_depth.triangulate(structure, obs, structure.log_rho, _NOISE_PX)
+    log_rho, variance = flow_depth.triangulate(
+        structure, obs, structure.log_rho, flow_motion.NOISE_PX
+    )
     variance = np.where(static > 0, variance, 1e6)
     solved = dataclasses.replace(structure, log_rho=log_rho)
     fitted = flow_depth.fit_prior(-log_rho, variance, prior_log, solved, obs)
@@ -266,17 +209,8 @@ def _solve_depth(structure, obs, prior_log, static, images) -> _Depth:
     log_depth = flow_depth.regularise(-log_rho, variance, fitted, brightness / 255.0, obs.lattice)
     posterior = variance * fitted.sigma**2 / (variance + fitted.sigma**2)
     solved = dataclasses.replace(structure, log_rho=-log_depth)
-    score = flow_depth.motion_score(solved, obs, posterior + 0.05**2, _NOISE_PX)
+    score = flow_motion.motion_score(solved, obs, posterior + 0.05**2)
     return _Depth(log_depth, variance, posterior, score, fitted)
-
-
-def _refine_cameras(structure, obs, solution, config) -> Structure:
-    middle, keep = _thin(obs, 2)
-    start = dataclasses.replace(structure, log_rho=-solution.log_depth[:, keep])
-    refined, _ = flow_bundle.bundle(start, middle, start.log_rho, _sharp(config, _SCALES_PX[-1]))
-    return dataclasses.replace(
-        refined, log_rho=_resize(refined.log_rho, middle.lattice, obs.lattice)
-    )
 
 
 def _to_state(structure, obs, solution, static, prior, frames, stride) -> FlowState:
@@ -306,7 +240,7 @@ def _to_state(structure, obs, solution, static, prior, frames, stride) -> FlowSt
         dataclasses.replace(structure, log_rho=-solution.log_depth), obs
     )
     trusted = obs.weight > 0
-    parallax = _NOISE_PX / np.sqrt(np.median(solution.measured_variance, axis=1))
+    parallax = flow_motion.NOISE_PX / np.sqrt(np.median(solution.measured_variance, axis=1))
     return FlowState(
         depth=jnp.asarray(depth),
         confidence=jnp.asarray(confidence),

@@ -163,7 +163,7 @@ def _fit(measured, variance, relief, structure, obs, contrast):
         fitted[i] = design[:, 1:] @ coefficients[1:]
         offset[i], surety[i] = coefficients[0], w.sum()
     fitted = fitted + frame_offsets(fitted, structure, obs, offset, surety)[:, None]
-    measurable = variance < np.maximum(0.3**2, np.quantile(variance, 0.2))
+    measurable = variance <= np.maximum(0.3**2, np.quantile(variance, 0.2))
     miss = np.abs(measured - fitted)[measurable]
     return fitted, float(np.clip(np.quantile(miss, 0.8) / 1.28, 0.05, 1.0))
 
@@ -219,30 +219,3 @@ def _regularise_frame(measured, variance, sigma, brightness, lattice, iterations
         bands[columns, : (rows - 1) * columns] = -wy.ravel()
         x = linalg.solveh_banded(bands, data * measured, lower=True, check_finite=False)
     return x
-
-
-def motion_score(
-    structure: flow_lattice.Structure,
-    obs: flow_lattice.Observations,
-    variance: np.ndarray,
-    noise_px: float,
-) -> np.ndarray:
-    """How surely a pixel moves by itself: (T, P), mean over its fields of the squared distance
-    between its flow and that of the static scene, in units of what noise of the flow and the
-    uncertainty of its depth (`variance` of log depth) explain; 0 where no flow is trusted."""
-    rot, shift = (a.astype(np.float32) for a in flow_lattice.relative(structure, obs))
-    y, q = flow_lattice.project(structure, obs)
-    error = q - obs.target
-    rho = np.exp(structure.log_rho).astype(np.float32)[:, None, :, None]
-    focal = np.float32(structure.focal)
-    slope = focal * rho / y[..., 2:] * (shift[:, :, None, :2] - q / focal * shift[:, :, None, 2:])
-    motion = flow_lattice.squared_length(obs.target - obs.xy)
-    noise = noise_px**2 + 0.02**2 * motion
-    spread = variance[:, None]
-    along = error[..., 0] * slope[..., 0] + error[..., 1] * slope[..., 1]
-    squared = flow_lattice.squared_length(error) - spread * along**2 / (
-        noise + spread * flow_lattice.squared_length(slope)
-    )
-    score = np.minimum(squared / noise, 25)
-    seen = (obs.weight > 0).sum(1)
-    return (obs.weight * score).sum(1) / np.maximum(seen, 1)

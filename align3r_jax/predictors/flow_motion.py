@@ -1,0 +1,75 @@
+"""What moves by itself: pixels whose flow no static scene explains, whatever their depth."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from scipy import ndimage
+
+from align3r_jax.predictors import flow_lattice
+
+NOISE_PX = 0.3  # error of trusted flow
+_NOISE_SHARE = 0.02  # of the flow's length: drift, lens distortion
+_MOVING = 4.0  # score
+_CERTAIN = 25.0  # one field alone adds no more
+_BELOW_IMAGE = np.log(1.3)  # how much nearer a thing is whose foot the image cuts off
+
+
+def motion_score(
+    structure: flow_lattice.Structure,
+    obs: flow_lattice.Observations,
+    variance: np.ndarray | float,
+) -> np.ndarray:
+    """How surely a pixel moves by itself: (T, P), mean over its fields of the squared distance
+    between its flow and that of the static scene, in units of what noise of the flow and the
+    uncertainty of its depth (`variance` of log depth) explain; 0 where no flow is trusted."""
+    rot, shift = (a.astype(np.float32) for a in flow_lattice.relative(structure, obs))
+    y, q = flow_lattice.project(structure, obs)
+    error = q - obs.target
+    rho = np.exp(structure.log_rho).astype(np.float32)[:, None, :, None]
+    focal = np.float32(structure.focal)
+    slope = focal * rho / y[..., 2:] * (shift[:, :, None, :2] - q / focal * shift[:, :, None, 2:])
+    motion = flow_lattice.squared_length(obs.target - obs.xy)
+    noise = NOISE_PX**2 + _NOISE_SHARE**2 * motion
+    spread = np.broadcast_to(variance, structure.log_rho.shape)[:, None].astype(np.float32)
+    along = error[..., 0] * slope[..., 0] + error[..., 1] * slope[..., 1]
+    squared = flow_lattice.squared_length(error) - spread * along**2 / (
+        noise + spread * flow_lattice.squared_length(slope)
+    )
+    score = np.minimum(squared / noise, _CERTAIN)
+    seen = (obs.weight > 0).sum(1)
+    return (obs.weight * score).sum(1) / np.maximum(seen, 1)
+
+
+def still_cells(score: np.ndarray, lattice: tuple[int, int]) -> np.ndarray:
+    """(T, P) float32: 0 where something moves by itself, freed of specks and holes; else 1."""
+    result = np.empty(score.shape, np.float32)
+    for t, frame in enumerate(score):
+        smooth = cv2.medianBlur(frame.reshape(lattice).astype(np.float32), 3)
+        result[t] = ~ndimage.binary_fill_holes(smooth > _MOVING).ravel()
+    return result
+
+
+def stand_movers(log_depth: np.ndarray, static: np.ndarray, lattice: tuple[int, int]) -> np.ndarray:
+    """Puts what moves where it touches the ground; for use without a prior, (T, P) in and out.
+
+    The flow of a moving thing does not give its depth, and what surrounds it lies mostly behind:
+    its depth is that of the static scene along its lower edge, less if it reaches below the image.
+    """
+    result = log_depth.copy()
+    for frame, still in zip(result, static, strict=True):
+        grid, moving = frame.reshape(lattice), still.reshape(lattice) == 0
+        labels, count = ndimage.label(moving)
+        for label in range(1, count + 1):
+            part = labels == label
+            lowest = np.flatnonzero(part.any(1))[-1]
+            height = np.count_nonzero(part.any(1))
+            feet = ndimage.binary_dilation(part, iterations=2) & ~moving
+            feet[: lowest + 1 - max(1, height // 4)] = False
+            if not feet.any():
+                continue
+            ground = np.quantile(grid[feet], 0.25)
+            if lowest == lattice[0] - 1:
+                ground -= _BELOW_IMAGE
+            grid[part] = np.minimum(grid[part], ground)
+    return result
