@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import re
 import resource
 import time
@@ -21,6 +20,8 @@ import jax
 import numpy as np
 from absl import logging
 from tqdm import tqdm
+
+from align3r_jax.io import atomic
 
 T = TypeVar("T")
 _MAX_KEPT_BYTES = 2 << 30  # a stage whose result is larger is computed again on resume
@@ -106,15 +107,10 @@ class Run:
 
 def save_tree(path: Path, tree: Any, fingerprint: str) -> None:
     """Writes a tree of our structs, dicts, tuples, arrays and plain values; whole or not at all."""
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
     description = json.dumps({"fingerprint": fingerprint, "tree": _describe(tree, arrays)})
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, description=np.array(description), **arrays)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic.new_file(path) as file:
+        np.savez(file, description=np.array(description), **arrays)
 
 
 def load_tree(path: Path, fingerprint: str) -> tuple[Any] | None:
@@ -177,6 +173,8 @@ def _reset_peak_memory() -> None:
 def _peak_memory_bytes() -> int:
     try:
         status = Path("/proc/self/status").read_text()
-        return int(re.search(r"VmHWM:\s*(\d+) kB", status).group(1)) * 1024
-    except (OSError, AttributeError):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    except OSError:
+        status = ""
+    peak = re.search(r"VmHWM:\s*(\d+) kB", status)
+    kilobytes = int(peak[1]) if peak else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilobytes * 1024

@@ -6,17 +6,17 @@ interrupted run leaves nothing half-written. An entry that cannot be read is com
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
-import os
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from align3r_jax.io import atomic
 
 _log = logging.getLogger(__name__)
 
@@ -69,12 +69,6 @@ def _read(path: Path) -> dict[str, np.ndarray] | None:
 
 def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.stem[:16]}_", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-        os.replace(temporary, path)
-    except BaseException:  # also Ctrl-C: no debris
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+    stored: dict[str, Any] = dict(arrays)
+    with atomic.new_file(path) as file:
+        np.savez(file, **stored)

@@ -14,9 +14,7 @@ import contextlib
 import errno
 import hashlib
 import json
-import secrets
 import shutil
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ import numpy as np
 import safetensors
 
 from align3r_jax.errors import UserError
+from align3r_jax.io import atomic
 
 FORMAT = "align3r_jax weights, version 1"
 CONFIG_FILE = "config.json"
@@ -139,7 +138,7 @@ def written_at_once(path: Path, size: int) -> Iterator[Path]:
     """
     path = path.absolute()
     try:
-        with _replacing(path) as hidden:
+        with atomic.replacing(path) as hidden:
             free = shutil.disk_usage(path.parent).free
             if free < size:
                 raise OSError(errno.ENOSPC, f"{size / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free")
@@ -152,34 +151,3 @@ def written_at_once(path: Path, size: int) -> Iterator[Path]:
             f"The weights could not be written to {path} ({str(error).splitlines()[0][:300]}); "
             "free some space or name another place."
         ) from error
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    hidden = path.parent / f".{path.name}.{secrets.token_hex(4)}.partial"
-    old = hidden.with_suffix(".old")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield hidden
-        if path.exists():
-            path.rename(old)
-        hidden.rename(path)
-        _remove(old)
-    # Ctrl-C, which is no Exception, must leave nothing either.
-    except BaseException:
-        if old.exists() and not path.exists():
-            old.rename(path)
-        _remove(old)
-        _remove(hidden)
-        raise
-
-
-def _remove(path: Path) -> None:
-    if path.is_file():
-        path.unlink()
-    # More than once: threads of a failed checkpoint may still be writing for a moment.
-    for _ in range(20):
-        if not path.exists():
-            return
-        shutil.rmtree(path, ignore_errors=True)
-        time.sleep(0.05)

@@ -41,6 +41,18 @@ def test_a_folder_that_cannot_take_its_place_gives_the_old_one_back(tmp_path, mo
     assert [entry.name for entry in path.iterdir()] == ["old.txt"]
 
 
+def test_a_file_takes_the_place_of_a_file(tmp_path):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    with pytest.raises(KeyboardInterrupt), atomic.replacing(path) as hidden:
+        hidden.write_bytes(b"half")
+        raise KeyboardInterrupt
+    assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("a.bin", b"old")]
+    with atomic.replacing(path) as hidden:
+        hidden.write_bytes(b"new")
+    assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("a.bin", b"new")]
+
+
 def test_errors_of_the_content_pass_through(tmp_path):
     with pytest.raises(ZeroDivisionError), atomic.new_folder(tmp_path / "a") as folder:
         (folder / "half").write_text("")
