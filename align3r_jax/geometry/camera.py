@@ -14,6 +14,8 @@ import jax.numpy as jnp
 
 from align3r_jax.structs import WorkingSize
 
+DEFAULT_FOCAL = 0.85  # of the long side, 61 degrees: where nothing is known of the camera
+
 
 def intrinsics_matrix(
     focal: jax.Array, principal_point: jax.Array, focal_y: jax.Array | None = None

@@ -13,11 +13,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from align3r_jax.geometry import camera
 from align3r_jax.networks.croco import rematerialised
 from align3r_jax.networks.layers import attention, blocks, patch_embed, rope2d
 from align3r_jax.networks.layers.attention import Dtype
-
-PLANE_FOCAL = 0.85  # focal of a frame without a prior, in units of its long side (61 degrees)
 
 
 class PriorBranch(nn.Module):
@@ -105,7 +104,7 @@ def encode_ray(
     """
     batch, height, width = shape
     pixels = _centred_pixels(height, width, portrait)
-    plane_rays = pixels / (PLANE_FOCAL * max(height, width))
+    plane_rays = pixels / (camera.DEFAULT_FOCAL * max(height, width))
     if points is None:
         anchor = jnp.concatenate([plane_rays, jnp.ones_like(plane_rays[..., :1])], axis=-1)
         nothing = jnp.zeros((batch, height, width, 3), jnp.float32)

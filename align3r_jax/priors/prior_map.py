@@ -7,10 +7,9 @@ import numpy as np
 from scipy import ndimage
 
 from align3r_jax.config import NetworkConfig
+from align3r_jax.geometry import camera
 from align3r_jax.io import preprocess
 from align3r_jax.structs import DepthPrior, WorkingSize
-
-DEFAULT_FOCAL = 0.85  # of the long side, 61 degrees, where the prior knows none
 
 
 def prior_maps(prior: DepthPrior, config: NetworkConfig, size: WorkingSize) -> np.ndarray:
@@ -32,7 +31,7 @@ def camera_points(depth: np.ndarray, focal: np.ndarray | None) -> np.ndarray:
     """Returns (T, H, W, 3) float32 points of depth (T, H, W), focal (T,) pixels or None."""
     count, height, width = depth.shape
     if focal is None:
-        focal = np.full(count, DEFAULT_FOCAL * max(height, width), np.float32)
+        focal = np.full(count, camera.DEFAULT_FOCAL * max(height, width), np.float32)
     over_focal = depth / np.asarray(focal, np.float32)[:, None, None]
     x = np.arange(width, dtype=np.float32) - width / 2
     y = np.arange(height, dtype=np.float32)[:, None] - height / 2

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from align3r_jax.geometry import camera
 from data.procedural import noise, pairs, textures
 
 Batch = dict[str, jax.Array]
@@ -27,7 +28,7 @@ def batches(
     """Returns batch_of(step): the batch `training.tasks` documents, rendered on the fly.
 
     Half of the pairs are mirrored. Prior: the noise model on the true depth, missing for
-    `prior_dropout` of the pairs; its focal is 0.85 W or the true one within 10 %.
+    `prior_dropout` of the pairs; its focal is `camera.DEFAULT_FOCAL` or the true one within 10 %.
     """
     bank = textures.make_bank()
     render = jax.jit(
@@ -81,7 +82,9 @@ def _batch(
         "focal": drawn.focal,
         "cam1_from_cam2": drawn.cam1_from_cam2,
         "prior_depth": noisy,
-        "prior_focal": jnp.where(guess < 0.5, 0.85 * width, near_truth),
+        "prior_focal": jnp.where(
+            guess < 0.5, camera.DEFAULT_FOCAL * max(height, width), near_truth
+        ),
         "has_prior": jax.random.uniform(key_drop, (size,)) >= prior_dropout,
     }
     return _mirror(batch, jax.random.bernoulli(key_mirror, 0.5, (size,)))
