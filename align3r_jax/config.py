@@ -6,7 +6,10 @@ A config prints itself, is written beside every result and rebuilds the run from
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any, Literal
+
+from align3r_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +112,14 @@ class FlowConfig:
     min_consistent: float = 0.2  # pairs below have no flow term
 
 
+def check_schedule(name: str) -> None:
+    """Raises UserError unless `name` is "linear", "cosine", "cycle" or "cycleK" with K > 0."""
+    if not re.fullmatch(r"linear|cosine|cycle([1-9]\d*)?", name):
+        raise UserError(
+            f"Unknown schedule '{name}'; use linear, cosine or cycleK (K linear ramps)."
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class AlignmentConfig:
     """Global alignment. Defaults: Align3R's demo (variant F), with its defects fixed.
@@ -119,7 +130,7 @@ class AlignmentConfig:
     iterations: int = 300
     lr: float = 0.01
     lr_min: float = 1e-3
-    schedule: Literal["linear", "cosine"] = "linear"
+    schedule: str = "linear"  # linear, cosine or cycleK: K linear ramps
     distance: Literal["l1", "l2"] = "l1"  # Euclidean norm, or its square
     confidence_weight: Literal["log", "sqrt", "m1", "id"] = "log"
     shared_focal: bool = True
@@ -147,6 +158,9 @@ class AlignmentConfig:
     join_rescale: bool = True  # hierarchical: carry the scale across clips; parity: False
     clean: bool = True  # lower the confidence of points seen through
     clean_tolerance: float = 0.001
+
+    def __post_init__(self) -> None:
+        check_schedule(self.schedule)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -59,6 +59,11 @@ MODE = flags.DEFINE_enum(
 )
 CLIP_SIZE = flags.DEFINE_integer("clip_size", 10, "Longest clip (hierarchical).", lower_bound=2)
 ITERATIONS = flags.DEFINE_integer("iterations", 300, "Alignment iterations.", lower_bound=1)
+LR = flags.DEFINE_float("lr", 0.01, "Learning rate of the alignment.", lower_bound=0.0)
+LR_MIN = flags.DEFINE_float("lr_min", 1e-3, "Learning rate at its end.", lower_bound=0.0)
+SCHEDULE = flags.DEFINE_string(
+    "schedule", "linear", "Of the learning rate: linear, cosine or cycleK (K linear ramps)."
+)
 SHARED_FOCAL = flags.DEFINE_bool("shared_focal", True, "One focal for the whole video.")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Network compute type.")
 PAIR_BATCH = flags.DEFINE_integer("pair_batch", 4, "Pairs decoded together.", lower_bound=1)
@@ -78,7 +83,11 @@ def config_from_flags() -> config_lib.ReconstructConfig:
         pairs=config_lib.PairConfig(graph=GRAPH.value, mode=MODE.value, clip_size=CLIP_SIZE.value),
         flow=config_lib.FlowConfig(source=FLOW.value, quality=FLOW_QUALITY.value),
         alignment=config_lib.AlignmentConfig(
-            iterations=ITERATIONS.value, shared_focal=SHARED_FOCAL.value
+            iterations=ITERATIONS.value,
+            lr=LR.value,
+            lr_min=LR_MIN.value,
+            schedule=SCHEDULE.value,
+            shared_focal=SHARED_FOCAL.value,
         ),
         pair_batch=PAIR_BATCH.value,
         compute_dtype=DTYPE.value,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
-
 import jax
 import jax.numpy as jnp
 
-from align3r_jax.errors import UserError
+from align3r_jax.config import check_schedule
 
 Array = jax.Array
 
@@ -18,12 +16,10 @@ def learning_rate(step: Array, iterations: int, kind: str, start: float, end: fl
     linear: start + (end - start) t. cosine: end + (start - end) (1 + cos(pi t)) / 2. cycleK: K
     linear ramps one after the other (cycle: 2). Raises UserError for other names.
     """
+    check_schedule(kind)
     t = step / iterations
-    cycles = re.fullmatch(r"cycle(\d*)", kind)
     if kind == "linear":
         return start + (end - start) * t
     if kind == "cosine":
         return end + (start - end) * (1 + jnp.cos(jnp.pi * t)) / 2
-    if cycles and cycles.group(1) != "0":
-        return start + (end - start) * (t * int(cycles.group(1) or 2) % 1.0)
-    raise UserError(f"Unknown schedule {kind!r}; use linear, cosine or cycleK (K linear ramps).")
+    return start + (end - start) * (t * int(kind.removeprefix("cycle") or 2) % 1.0)

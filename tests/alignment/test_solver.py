@@ -41,8 +41,11 @@ def test_schedules():
     np.testing.assert_allclose(rate(0, kind="cosine"), 1.0)
     np.testing.assert_allclose([rate(n, kind="cycle4") for n in range(4)], [1, 0.6, 1, 0.6])
     assert rate(4, kind="cycle") == rate(4, kind="cycle2") == 1.0
-    with pytest.raises(UserError, match="cycleK"):
-        rate(0, kind="step")
+    for unknown in ("step", "cycle0", "linear2", ""):
+        with pytest.raises(UserError, match="cycleK"):
+            rate(0, kind=unknown)
+        with pytest.raises(UserError, match="cycleK"):
+            AlignmentConfig(schedule=unknown)
 
 
 @pytest.mark.golden

@@ -114,8 +114,11 @@ def test_an_interrupted_run_resumes_at_the_stage_it_stopped(video, tmp_path, mon
 def test_hierarchical_two_frames_and_user_prior(tmp_path):
     images = _layers(7)
     long = _write_frames(tmp_path / "long", images)
-    _run(long, tmp_path / "a", mode="hierarchical", clip_size=3, iterations=10)
-    assert scene_folder.load_scene(tmp_path / "a").depth.shape[0] == 7
+    rates = {"lr": 0.02, "lr_min": 0.005, "schedule": "cycle5"}
+    _run(long, tmp_path / "a", mode="hierarchical", clip_size=3, iterations=10, **rates)
+    scene = scene_folder.load_scene(tmp_path / "a")
+    assert scene.depth.shape[0] == 7
+    np.testing.assert_allclose(scene.trace["lr"][:4], [0.02, 0.0125, 0.02, 0.0125], rtol=1e-5)
 
     pair = _write_frames(tmp_path / "pair", images[:2])
     prior = tmp_path / "prior"
@@ -167,6 +170,7 @@ def test_bad_priors_weights_and_settings_get_a_sentence(video, tmp_path):
     _expect("(?i)weights", video, output, predictor="network")
     _expect("(?i)exist", video, output, weights=str(tmp_path / "nothing"))
     _expect("(?i)graph", video, output, graph="starfish")
+    _expect("cycleK", video, output, schedule="step")
 
 
 def test_an_existing_output_is_kept_unless_overwritten(result, video, tmp_path):
