@@ -1,5 +1,7 @@
 """Consistency against recorded numbers, DIS on a rendered pair with exact flow, composition."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -133,6 +135,19 @@ def test_flow_files_are_read_composed_and_checked(tmp_path):
     flow_files.write_flow(tmp_path / "0_1.flo", np.zeros((5, 5, 2), np.float32))
     with pytest.raises(UserError, match="5x5"):
         source.directed(frames, np.array([[0, 1]]))
+
+
+def test_flow_files_of_the_original_frames_come_to_working_size(tmp_path):
+    size = WorkingSize(original=(64, 96), resized=(32, 48), crop=(0, 0), working=(32, 48))
+    frames = make_frames(np.zeros((2, 32, 48, 3), np.uint8))
+    frames = dataclasses.replace(frames, size=size)
+    field = np.zeros((64, 96, 2), np.float32) + np.float32([3, -1])
+    flow_files.write_flow(tmp_path / "000_001.npz", field)
+    flow_files.write_flow(tmp_path / "frame1_frame0.png", -field)
+    source = optical_flow.make_source(FlowConfig(source=f"files:{tmp_path}"), frames)
+    found = source.directed(frames, np.array([[0, 1], [1, 0]]))
+    assert found.flow.shape == (2, 32, 48, 2)
+    np.testing.assert_allclose(found.flow[:, 16, 24], [[1.5, -0.5], [-1.5, 0.5]], atol=1e-5)
 
 
 def test_sources_that_cannot_work_are_refused(tmp_path):
