@@ -47,7 +47,7 @@ def make_pairs(
         UserError: unknown name, too few frames, or a graph that leaves frames unconnected.
     """
     if isinstance(graph, PairConfig):
-        graph, symmetrize = graph.graph, graph.symmetrize
+        symmetrize, graph = graph.symmetrize, graph.graph
     if num_frames < 2:
         raise UserError(
             f"A pair graph needs at least 2 frames, got {num_frames}. Give a longer video, a "

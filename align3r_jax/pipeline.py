@@ -60,12 +60,8 @@ def reconstruct(
                 cache_dir=cache_dir, models=shipped.mono_models(),
             ),
         )  # fmt: skip
-    if model is None and predictor is None and refine.is_worth_it(config, prior):
-        prior = run.stage("prior refinement", lambda: refine.with_shipped(frames, prior))
-        run.limit(
-            "The depth prior was cleaned by the shipped align3r_small (toy weights, trained on "
-            "procedural scenes; it passed its gates); --norefine_prior leaves it as it is."
-        )
+    if model is None and predictor is None and prior is not None:
+        prior = _cleaned(frames, prior, config, run)
     source = optical_flow.make_source(config.flow, frames)
     predictor = predictor or choose.make_predictor(config, model, prior, run.limit)
     run.facts |= {
@@ -127,6 +123,18 @@ def as_frames(frames: Frames | Array) -> Frames:
             "io.video.read_frames resizes and crops to such a size."
         )
     return frames
+
+
+def _cleaned(
+    frames: Frames, prior: DepthPrior, config: ReconstructConfig, run: stages.Run
+) -> DepthPrior:
+    if not refine.is_worth_it(config, prior):
+        return prior
+    run.limit(
+        "The depth prior was cleaned by the shipped align3r_small (toy weights, trained on "
+        "procedural scenes; it passed its gates); --norefine_prior leaves it as it is."
+    )
+    return run.stage("prior refinement", lambda: refine.with_shipped(frames, prior))
 
 
 def _align_flat(

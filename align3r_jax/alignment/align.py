@@ -79,18 +79,18 @@ def align(
         UserError: the inputs do not fit together.
     """
     predictions.check(graph)
-    frames, height, width = graph.num_frames, *predictions.confidence1.shape[1:]
+    height, width = predictions.confidence1.shape[1:]
     if flow is not None and tuple(flow.flow.shape[1:3]) != (height, width):
         raise UserError(
             f"The optical flow is {flow.flow.shape[2]}x{flow.flow.shape[1]}, the predictions "
             f"{width}x{height}; both must be at the working size."
         )
     config = variables_lib.settings_with_known(config, known)
-    found_masks = dynamic_mask is None and flow is not None
-    if found_masks:
-        mask = _first_mask(predictions, graph, flow, config)
+    mask_flow = flow if dynamic_mask is None else None  # what masks are found from, if at all
+    if mask_flow is not None:
+        mask = _first_mask(predictions, graph, mask_flow, config)
     else:
-        mask = motion_mask.from_user(dynamic_mask, frames, height, width)
+        mask = motion_mask.from_user(dynamic_mask, graph.num_frames, height, width)
 
     if _is_two_view(graph, config, key_frame_prior, known):
         config = dataclasses.replace(config, iterations=0, shared_focal=False)
@@ -102,12 +102,14 @@ def align(
     problem = objective.prepare(predictions, graph, flow, start, mask, config)
 
     def scene_mask(variables: AlignmentVariables) -> np.ndarray:
+        if mask_flow is None:
+            return mask
         geometry = variables_lib.decode(variables, config, (height, width))
         return motion_mask.update_from_scene(
-            geometry.depth, geometry.world_from_cam, geometry.intrinsics, flow, config
+            geometry.depth, geometry.world_from_cam, geometry.intrinsics, mask_flow, config
         )
 
-    updates = config.motion_mask_updates if found_masks and config.iterations else 0
+    updates = config.motion_mask_updates if mask_flow is not None and config.iterations else 0
     outcome = adam.optimise(
         start,
         problem,

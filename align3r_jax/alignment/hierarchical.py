@@ -55,14 +55,16 @@ def align_video(
     clips = pairing.clips(num_frames, pairing.clip_size(num_frames, pairs.clip_size))
     runs: list[align_lib.AlignResult] = []
 
-    def align(frames: Sequence[int], local: PairGraph, prior: KeyFramePrior | None):
+    def align(
+        run_frames: Sequence[int], local: PairGraph, prior: KeyFramePrior | None
+    ) -> align_lib.AlignResult:
         total = config.iterations * (len(clips) + (len(clips) > 1))
 
         def report(iteration: int, _: int, loss: float) -> None:
             if progress is not None:
                 progress(len(runs) * config.iterations + iteration, total, loss)
 
-        frames = np.asarray(frames)
+        frames = np.asarray(run_frames)
         graph = PairGraph(
             pairs=frames[local.pairs].astype(np.int32),
             num_frames=num_frames,
@@ -79,7 +81,7 @@ def align_video(
             dynamic_mask=None if dynamic_mask is None else np.asarray(dynamic_mask)[frames],
             progress=report,
         )
-        runs.append(result.replace(pairs=graph.pairs))
+        runs.append(dataclasses.replace(result, pairs=graph.pairs))
         return runs[-1]
 
     if len(clips) == 1:
@@ -160,7 +162,8 @@ def join(
     local = rigid.compose(rigid.invert(geometry.world_from_cam[:1]), geometry.world_from_cam)
     local = local.at[:, :3, 3].multiply(scale)
     poses = rigid.compose(keys.world_from_cam[index], local)
-    return clip.replace(
+    return dataclasses.replace(
+        clip,
         log_depth=clip.log_depth + jnp.log(scale),
         frame_quaternion=rigid.quaternion_from_matrix(poses[:, :3, :3]),
         frame_translation=rigid.encode_translation(poses[:, :3, 3]),
@@ -176,7 +179,7 @@ def _renumber(flow: OpticalFlow | None, frames: np.ndarray, num_frames: int) -> 
     local = number[np.asarray(flow.pairs)]
     inside = (local >= 0).all(axis=-1)
     if inside.all():
-        return flow.replace(pairs=local)
+        return dataclasses.replace(flow, pairs=local)
     return OpticalFlow(local[inside], flow.flow[inside], flow.weight[inside], name=flow.name)
 
 

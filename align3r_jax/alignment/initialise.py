@@ -110,9 +110,10 @@ def starting_scene(
     )
     focals = tree.focals.copy()
     confidence = np.asarray(frame_confidence(predictions, graph))
-    poses = list(tree.poses)
-    for frame in range(graph.num_frames):
-        if poses[frame] is not None:
+    poses: list[np.ndarray] = []
+    for frame, pose in enumerate(tree.poses):
+        if pose is not None:
+            poses.append(pose)
             continue
         # A frame that only ever comes second has no camera yet, and perhaps no focal.
         solution = pnp.solve_pnp(
@@ -121,7 +122,8 @@ def starting_scene(
             None if np.isnan(focals[frame]) else focals[frame],
             spanning_tree.principal_point(known, frame),
         )
-        found_focal, poses[frame] = solution or (float(max(height, width)), np.eye(4))
+        found_focal, found_pose = solution or (float(max(height, width)), np.eye(4))
+        poses.append(found_pose)
         focals[frame] = found_focal if np.isnan(focals[frame]) else focals[frame]
     points = jnp.stack(tree.points)
     world_from_cam = jnp.asarray(np.stack(poses), jnp.float32)

@@ -6,6 +6,7 @@ poses the pair scales are not normalised, since the poses fix the scale of the w
 
 from __future__ import annotations
 
+import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -53,7 +54,7 @@ def from_user(
     if world_from_cam is not None:
         poses = np.asarray(world_from_cam, np.float64)
         _check_poses(poses, num_frames, pose_mask)
-        known = known.replace(world_from_cam=poses)
+        known = dataclasses.replace(known, world_from_cam=poses)
     if known.focal is None and known.world_from_cam is None:
         return None
     return known.check(num_frames, *size.working)
@@ -77,8 +78,10 @@ def initialise(
     height, width = predictions.confidence1.shape[1:]
     poses = jnp.asarray(known.world_from_cam, jnp.float32)
     focals = np.asarray(known.focal, np.float64)
-    centres = known.principal_point
-    centres = np.tile([width / 2, height / 2], (len(focals), 1)) if centres is None else centres
+    if known.principal_point is None:
+        centres = np.tile([width / 2, height / 2], (len(focals), 1))
+    else:
+        centres = np.asarray(known.principal_point)
     pointmap2 = np.asarray(predictions.pointmap2)
     everywhere = np.ones((height, width), bool)
 
@@ -86,7 +89,7 @@ def initialise(
         # parity: camera and confidence of frame i, though the pixels are those of j; the
         # confidence threshold lies below the smallest one, so every pixel counts.
         i = graph.pairs[k, 0]
-        solution = pnp.solve_pnp(pointmap2[k], everywhere, focals[i], np.asarray(centres[i]))
+        solution = pnp.solve_pnp(pointmap2[k], everywhere, focals[i], centres[i])
         return np.full((4, 4), np.nan) if solution is None else solution[1]
 
     with ThreadPoolExecutor() as threads:
@@ -112,10 +115,14 @@ def align_poses(
     with jax.enable_x64(True):
         align = registration.align_poses
         align = jax.vmap(align) if source_poses.ndim == 4 else align
-        similarity = jax.jit(align)(
+        scale, rotation, translation = jax.jit(align)(
             np.asarray(source_poses, np.float64), np.asarray(target_poses, np.float64)
         )
-        return tuple(np.asarray(part, np.float32) for part in similarity)
+        return (
+            np.asarray(scale, np.float32),
+            np.asarray(rotation, np.float32),
+            np.asarray(translation, np.float32),
+        )
 
 
 def _similarities(
@@ -180,7 +187,7 @@ def _with_intrinsics(
             "at working size, but pixels are taken to be square. Undistort or resize the video "
             "so that both focals agree."
         )
-    return known.replace(focal=(fx + fy) / 2, principal_point=working[:, :2, 2])
+    return dataclasses.replace(known, focal=(fx + fy) / 2, principal_point=working[:, :2, 2])
 
 
 def _check_poses(poses: np.ndarray, num_frames: int, pose_mask: Array | None) -> None:

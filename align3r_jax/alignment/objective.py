@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,9 +13,13 @@ from align3r_jax.alignment import variables as variables_module
 from align3r_jax.alignment.terms import depth_prior, flow, pointmap, smoothness
 from align3r_jax.config import AlignmentConfig
 from align3r_jax.geometry import warp
-from align3r_jax.structs import AlignmentVariables, OpticalFlow, PairGraph, PairPredictions
-
-Array = jax.Array
+from align3r_jax.structs import (
+    AlignmentVariables,
+    Array,
+    OpticalFlow,
+    PairGraph,
+    PairPredictions,
+)
 
 # The names in the trace, in the order of the paper's equation; all unweighted.
 TERMS = ("pointmap_1", "pointmap_2", "smoothness", "flow_12", "flow_21", "depth")
@@ -71,8 +77,9 @@ def with_dynamic_mask(problem: Problem, dynamic_mask: Array) -> Problem:
     dynamic_mask = jnp.asarray(dynamic_mask, bool)
     fields = problem.flow
     if fields is not None:
-        fields = fields.replace(static=flow.static_weight(~dynamic_mask))
-    return problem.replace(flow=fields, dynamic=dynamic_mask.reshape(problem.dynamic.shape))
+        fields = dataclasses.replace(fields, static=flow.static_weight(~dynamic_mask))
+    dynamic = dynamic_mask.reshape(problem.dynamic.shape)
+    return dataclasses.replace(problem, flow=fields, dynamic=dynamic)
 
 
 def flow_start_iteration(config: AlignmentConfig) -> int:
@@ -107,12 +114,11 @@ def evaluate(
     total = total + config.smoothness_weight * terms["smoothness"]
 
     terms["flow_12"] = terms["flow_21"] = zero
-    if problem.flow is not None:
+    fields = problem.flow
+    if fields is not None:
         terms["flow_12"], terms["flow_21"] = jax.lax.cond(
             with_flow,
-            lambda scene: flow.flow_terms(
-                scene, problem.pixels, problem.flow, config.flow_pixel_cut
-            ),
+            lambda scene: flow.flow_terms(scene, problem.pixels, fields, config.flow_pixel_cut),
             lambda scene: (zero, zero),
             geometry,
         )

@@ -67,10 +67,10 @@ def solve(predictions: PairPredictions, graph: PairGraph, config: AlignmentConfi
     cam1_from_cam2 = _relative_poses(predictions, focals, config.min_confidence)
     scores = initialise_lib.pair_scores(predictions)
     forward = scores[:num] > scores[num:]
-    world_from_cam = np.tile(np.eye(4), (num, 2, 1, 1))
-    world_from_cam[forward, 1] = cam1_from_cam2[:num][forward]
-    world_from_cam[~forward, 0] = cam1_from_cam2[num:][~forward]
-    world_from_cam = jnp.asarray(world_from_cam, jnp.float32)
+    poses = np.tile(np.eye(4), (num, 2, 1, 1))
+    poses[forward, 1] = cam1_from_cam2[:num][forward]
+    poses[~forward, 0] = cam1_from_cam2[num:][~forward]
+    world_from_cam = jnp.asarray(poses, jnp.float32)
     chosen = np.where(forward, np.arange(num), np.arange(num) + num)
     return TwoViewScenes(
         pairs=graph.pairs[:num],

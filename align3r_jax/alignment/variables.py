@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
@@ -19,9 +18,7 @@ from flax import struct
 from align3r_jax.config import AlignmentConfig
 from align3r_jax.errors import UserError
 from align3r_jax.geometry import camera, rigid
-from align3r_jax.structs import AlignmentVariables
-
-Array = jax.Array
+from align3r_jax.structs import AlignmentVariables, Array
 
 PRINCIPAL_POINT_UNIT = 10.0  # pixels per unit of the variable
 
@@ -166,7 +163,7 @@ def with_known(
         changes["principal_point"] = offset / PRINCIPAL_POINT_UNIT
     if known.depth is not None:
         changes["log_depth"] = jnp.log(jnp.asarray(known.depth, variables.log_depth.dtype))
-    return variables.replace(**changes)
+    return dataclasses.replace(variables, **changes)
 
 
 def adaptor_scale(pair_adaptor: Array, config: AlignmentConfig) -> Array:

@@ -49,7 +49,7 @@ def solve_pnp(
     points, mask = np.asarray(points), np.asarray(mask)
     height, width = mask.shape
     if principal_point is None:
-        principal_point = (width / 2, height / 2)
+        principal_point = np.array([width / 2, height / 2])
     rows, columns = np.nonzero(mask & np.isfinite(points).all(-1))
     if len(rows) > MAX_POINTS:
         kept = np.linspace(0, len(rows) - 1, MAX_POINTS).astype(np.int64)
@@ -59,7 +59,8 @@ def solve_pnp(
     world = points[rows, columns].astype(np.float64)
     pixels = np.stack([columns, rows], -1).astype(np.float64)
 
-    best, most_inliers = None, 0
+    best: tuple[float, np.ndarray] | None = None
+    most_inliers = 0
     for candidate in focal_candidates(height, width) if focal is None else [float(focal)]:
         solution = _ransac(world, pixels, candidate, principal_point, iterations)
         if solution is not None and solution[0] > most_inliers:

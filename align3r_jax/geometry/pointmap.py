@@ -46,7 +46,7 @@ def mean_distance(*pointmaps: jax.Array, valid: tuple[jax.Array, ...] | None = N
     """
     if valid is None:
         valid = tuple(jnp.ones(points.shape[:-1], bool) for points in pointmaps)
-    total, count = 0.0, 0.0
+    total = count = jnp.zeros(())
     for points, mask in zip(pointmaps, valid, strict=True):
         # Masked before the norm: a NaN outside the mask must not reach the gradient.
         points = jnp.where(mask[..., None], points, 0)

@@ -6,6 +6,8 @@ size it was trained at; its correction is then laid over the prior at full detai
 
 from __future__ import annotations
 
+import dataclasses
+
 import cv2
 import numpy as np
 
@@ -18,10 +20,11 @@ from align3r_jax.weights import store
 _WIDTH = 160  # long side at which align3r_small was trained
 
 
-def is_worth_it(config: ReconstructConfig, prior: DepthPrior | None) -> bool:
+def is_worth_it(config: ReconstructConfig, prior: DepthPrior) -> bool:
     """Whether the prior is a user's and the shipped network passed its gate of improving such."""
-    users = prior is not None and prior.name.startswith("files")
-    return users and config.refine_prior and shipped.gates()["align3r_small"]["use"]["refine_prior"]
+    if not config.refine_prior or not prior.name.startswith("files"):
+        return False
+    return shipped.gates()["align3r_small"]["use"]["refine_prior"]
 
 
 def with_shipped(frames: Frames, prior: DepthPrior) -> DepthPrior:
@@ -42,8 +45,8 @@ def with_shipped(frames: Frames, prior: DepthPrior) -> DepthPrior:
     focal = None if prior.focal is None else np.asarray(prior.focal) * small[1] / width
     refined = network.refine_depth(
         predictor,
-        frames.replace(images=images, size=size),
-        prior.replace(native=depth, depth=depth, focal=focal, inverse=False),
+        dataclasses.replace(frames, images=images, size=size),
+        dataclasses.replace(prior, native=depth, depth=depth, focal=focal, inverse=False),
     )
     cleaned = []
     for full, before, after in zip(np.asarray(prior.depth), depth, np.asarray(refined.depth)):
@@ -52,7 +55,7 @@ def with_shipped(frames: Frames, prior: DepthPrior) -> DepthPrior:
         filled = _resize(after, (height, width), cv2.INTER_LINEAR)
         cleaned.append(np.where(np.isfinite(full), full * np.exp(correction), filled))
     result = np.stack(cleaned).astype(np.float32)
-    return prior.replace(native=result, depth=result, name=refined.name, inverse=False)
+    return dataclasses.replace(prior, native=result, depth=result, name=refined.name, inverse=False)
 
 
 def _resize(image: np.ndarray, size: tuple[int, int], interpolation: int) -> np.ndarray:

@@ -122,9 +122,11 @@ def consistency(
 def compose(flow12: np.ndarray, flow23: np.ndarray) -> np.ndarray:
     """f13(p) = f12(p) + f23(p + f12(p)), bilinear, border replicated. (H, W, 2) each."""
     target = pixel_grid(*flow12.shape[:2]) + flow12
-    return flow12 + cv2.remap(
+    # Typed without None, which means: map1 holds both coordinates.
+    moved = cv2.remap(  # type: ignore[call-overload]
         flow23, target, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
     )
+    return flow12 + moved
 
 
 def weigh(
@@ -168,7 +170,7 @@ class DisFlow:
     def directed(self, frames: Frames, pairs: np.ndarray) -> OpticalFlow:
         if self._images is not frames.images:
             # A new matcher for every video: OpenCV 5 crashes when one that has run is changed.
-            self._dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+            self._dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
             if self._config.quality == "high":
                 self._dis.setFinestScale(0)
             self._images, self._neighbours = frames.images, {}
@@ -183,7 +185,10 @@ class DisFlow:
 
     def _neighbour(self, i: int, j: int) -> np.ndarray:
         if (i, j) not in self._neighbours:
-            self._neighbours[i, j] = self._dis.calc(self._grey[i], self._grey[j], None)
+            # Typed without None, which means: no flow to start from.
+            self._neighbours[i, j] = self._dis.calc(  # type: ignore[call-overload]
+                self._grey[i], self._grey[j], None
+            )
         return self._neighbours[i, j]
 
     def _refine(self, flows: dict[tuple[int, int], np.ndarray], i: int, j: int) -> None:

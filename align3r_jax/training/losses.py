@@ -7,7 +7,7 @@ f_P, f_G one normalisation factor per sample for both views together; c predicte
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import chex
 import jax
@@ -90,7 +90,7 @@ def normalisation_factor(
         mask = jnp.concatenate([valid1.reshape(batch, -1), valid2.reshape(batch, -1)], 1)
         factor = jax.lax.stop_gradient(_masked_lower_median(joined, mask))
     else:
-        raise ValueError(f"Unknown norm_mode {mode!r}; known are {NormMode.__args__}.")
+        raise ValueError(f"Unknown norm_mode {mode!r}; known are {get_args(NormMode)}.")
     return points1, points2, jnp.maximum(factor, 1e-8)
 
 

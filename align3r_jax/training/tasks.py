@@ -60,7 +60,7 @@ def pairwise_loss(
         if config.prior_branch:
             priors = tuple(prior_points(batch, view) for view in (0, 1))
             has_prior = batch["has_prior"]
-        output = network.apply(
+        output: Any = network.apply(
             {"params": params},
             images[:, 0],
             images[:, 1],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -265,7 +267,8 @@ def add_movers(
     roll = jnp.cross(jnp.array([0.0, 0.0, 1.0]), velocity) / scale[:, 2:]
     tumble = draw.normal(count, 3) * jnp.array([0.6, 0.6, 1.2])
     spin = jnp.where(rolling[:, None], roll, jnp.where(flying[:, None], tumble, 0.0))
-    free = motion.at_rest(count).replace(
+    free = dataclasses.replace(
+        motion.at_rest(count),
         moving=jnp.ones(count, bool),
         velocity=velocity,
         sway=sway,

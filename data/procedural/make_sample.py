@@ -11,6 +11,7 @@ About two minutes on two cores.
 
 from __future__ import annotations
 
+import dataclasses
 from fractions import Fraction
 from pathlib import Path
 
@@ -113,7 +114,8 @@ def sample_world() -> scene.Scene:
 
     rolling = motion.at_rest(layout.MOVERS.stop - layout.MOVERS.start)
     velocity = jnp.array([-0.42, 0.02, 0.0])
-    rolling = rolling.replace(
+    rolling = dataclasses.replace(
+        rolling,
         moving=rolling.moving.at[0].set(True),
         velocity=rolling.velocity.at[0].set(velocity),
         spin=rolling.spin.at[0].set(jnp.cross(jnp.array([0.0, 0.0, 1.0]), velocity) / 0.085),

@@ -9,6 +9,8 @@ and motion blur are exact too.
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -126,7 +128,8 @@ def walker(
     position = foot + height * jnp.matmul(jnp.asarray(_WALKER_CENTRE), turn.T, precision=_PREC)
     forward = turn[:, 0]
     stride_rate = jnp.maximum(speed, 0.3) / (0.45 * height) * 1.5
-    motion = at_rest(WALKER_PARTS).replace(
+    motion = dataclasses.replace(
+        at_rest(WALKER_PARTS),
         moving=jnp.ones(WALKER_PARTS, bool),
         velocity=jnp.broadcast_to(forward * speed, (WALKER_PARTS, 3)),
         sway=jnp.broadcast_to(jnp.array([0.0, 0.0, 0.012]) * height, (WALKER_PARTS, 3)),

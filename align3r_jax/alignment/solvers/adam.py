@@ -165,7 +165,7 @@ def optimise(
     due = [round(total * (k + 1) / (refresh_count + 1)) for k in range(refresh_count)]
     state, traces = initial_state(variables), []
     for first in range(0, total, length):
-        while due and first >= due[0]:
+        while refresh is not None and due and first >= due[0]:
             due.pop(0)
             problem = refresh(state.variables, problem)
         state, trace = _compiled_scan(

@@ -169,8 +169,8 @@ def robust_sums(
         return None, _kept(kept, mask, pixel_cut)
 
     chunks = (data.flow, data.trust, data.source, homography, epipole)
-    _, sums = jax.lax.scan(body, None, chunks)
-    return tuple(jnp.sum(data.count * value, axis=(1, 2)) for value in sums)
+    _, (residual, trust) = jax.lax.scan(body, None, chunks)
+    return jnp.sum(data.count * residual, axis=(1, 2)), jnp.sum(data.count * trust, axis=(1, 2))
 
 
 def _forward(disparity, homography, epipole, data, pixels, pixel_cut):
