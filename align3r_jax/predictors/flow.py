@@ -19,15 +19,13 @@ from align3r_jax.errors import UserError
 from align3r_jax.geometry import camera, rigid
 from align3r_jax.predictors import flow_cameras, flow_depth, flow_lattice, flow_motion
 from align3r_jax.predictors.flow_bundle import BundleConfig
-from align3r_jax.predictors.flow_lattice import Observations
 from align3r_jax.priors.optical_flow import FlowSource
-from align3r_jax.structs import DepthPrior, Frames, OpticalFlow, PairGraph, PairPredictions
+from align3r_jax.structs import DepthPrior, Frames, PairGraph, PairPredictions
 
-_OFFSETS = (1, 2, 4, 8, 16)  # frame distances of the flow fields
-_LATTICE = 64  # cells along the longer side
 _FOCAL_PRIOR = 0.95  # of the longer side, unless the prior knows better
 _LOW_PARALLAX_PX = 1.0
-_FLAT_GRADIENT = 1.0  # grey levels per pixel; flow of flatter regions is little more than a guess
+_KNOWN_FOCAL_WEIGHT = 0.3
+_SURE = 0.1  # deviation of log depth at which confidence is halved
 
 
 @struct.dataclass
@@ -65,15 +63,20 @@ class FlowPredictor:
         if frames.num_frames < 2:
             raise UserError("The flow predictor needs at least two frames, but the video has one.")
         height, width = frames.images.shape[1:3]
-        obs, stride = _sample_flow(frames, flow.sharpest())
-        prior_log = None if prior is None else _prior_on_lattice(prior, obs, height, width)
+        obs, stride = flow_lattice.sample_flow(frames, flow.sharpest())
+        full_prior = _prior_log_depth(prior)
+        prior_log = None
+        if full_prior is not None:
+            centre = np.array([width / 2, height / 2], np.float32)
+            columns, rows = np.rint(obs.xy + centre).astype(int).T
+            prior_log = full_prior[:, rows, columns]
         focal_prior = _FOCAL_PRIOR * max(height, width)
         focals = [0.75 * focal_prior, 1.2 * focal_prior]
         config = BundleConfig(focal_prior=focal_prior)
         if prior is not None and prior.focal is not None:
-            focal_prior = float(np.nanmedian(np.asarray(prior.focal)))
+            focal_prior = float(np.median(np.asarray(prior.focal)))
             focals = [focal_prior]
-            config = BundleConfig(focal_prior=focal_prior, focal_weight=0.3)
+            config = BundleConfig(focal_prior=focal_prior, focal_weight=_KNOWN_FOCAL_WEIGHT)
         inverse = None if prior_log is None else -prior_log
         structure = flow_cameras.solve(obs, inverse, focals, config)
         static = np.ones_like(obs.weight[:, 0])
@@ -87,7 +90,8 @@ class FlowPredictor:
         if not solution.fitted.useful:
             standing = flow_motion.stand_movers(solution.log_depth, static, obs.lattice)
             solution = dataclasses.replace(solution, log_depth=standing)
-        return _to_state(structure, obs, solution, static, prior, frames, stride)
+        depth = _dense_depth(solution, obs, full_prior, stride, (height, width))
+        return _to_state(structure, obs, solution, static, depth, prior, stride)
 
     def predict(self, state: FlowState, graph: PairGraph) -> PairPredictions:
         """Returns both frames' points in camera i, the whole clip in one scale."""
@@ -122,7 +126,8 @@ class FlowPredictor:
 
 @dataclasses.dataclass(frozen=True)
 class _Depth:
-    """log_depth, variance, score: (T, P); strength: (T, P) precision of the triangulation alone."""
+    """log_depth: (T, P), regularised. measured_variance: of the triangulation alone, variance:
+    with the prior (T, P). score: motion score (T, P)."""
 
     log_depth: np.ndarray
     measured_variance: np.ndarray
@@ -131,61 +136,15 @@ class _Depth:
     fitted: flow_depth.FittedPrior
 
 
-def _sample_flow(frames: Frames, flow: FlowSource) -> tuple[Observations, int]:
-    """Flow over `_OFFSETS` on a lattice; one distance at a time, to keep whole fields few."""
-    num, height, width = frames.images.shape[:3]
-    stride = max(2, round(max(height, width) / _LATTICE))
-    rows, columns = np.mgrid[stride // 2 : height : stride, stride // 2 : width : stride]
-    xy = np.stack([columns, rows], -1).reshape(-1, 2)
-    principal = np.array([width / 2, height / 2])
-    parts = []
-    for offset in _OFFSETS:
-        if offset < num:
-            first = np.arange(num - offset)
-            pairs = np.stack([first, first + offset], 1)
-            fields: OpticalFlow = flow.directed(frames, np.concatenate([pairs, pairs[:, ::-1]]))
-            parts.append(flow_lattice.observe(fields, num, principal, xy, rows.shape))
-    texture = np.stack([_texture(image, stride)[xy[:, 1], xy[:, 0]] for image in frames.images])
-    obs = dataclasses.replace(
-        parts[0],
-        neighbour=np.concatenate([part.neighbour for part in parts], 1),
-        target=np.concatenate([part.target for part in parts], 1),
-        weight=np.concatenate([part.weight for part in parts], 1) * texture[:, None],
-    )
-    return obs, stride
-
-
-def _texture(image: np.ndarray, stride: int) -> np.ndarray:
-    """l / (l + g^2) in [0, 1], l the smaller eigenvalue of the structure tensor (Shi and Tomasi
-    1994): how well the image around a pixel fixes its flow in both directions. Returns (H, W)."""
-    grey = cv2.cvtColor(np.asarray(image), cv2.COLOR_RGB2GRAY).astype(np.float32)
-    dx = cv2.Sobel(grey, cv2.CV_32F, 1, 0, scale=1 / 8)
-    dy = cv2.Sobel(grey, cv2.CV_32F, 0, 1, scale=1 / 8)
-    xx, xy, yy = (cv2.GaussianBlur(a, (0, 0), stride) for a in (dx * dx, dx * dy, dy * dy))
-    smaller = (xx + yy) / 2 - np.sqrt(np.square(xx - yy) / 4 + xy * xy)
-    return np.maximum(smaller, 0) / (np.maximum(smaller, 0) + _FLAT_GRADIENT**2)
-
-
-def _prior_on_lattice(prior, obs, height, width) -> np.ndarray | None:
-    """Log depth of the prior (T, P), missing values filled with the frame's median; None if it
-    has no relief or no values."""
-    log_depth = _clean_prior(prior)
-    if log_depth is None:
+def _prior_log_depth(prior: DepthPrior | None) -> np.ndarray | None:
+    """Log depth of the prior (T, H, W), NaN where it is missing; None if it has no relief."""
+    if prior is None:
         return None
-    columns = (obs.xy[:, 0] + width / 2).round().astype(int)
-    rows = (obs.xy[:, 1] + height / 2).round().astype(int)
-    return log_depth[:, rows, columns]
-
-
-def _clean_prior(prior: DepthPrior) -> np.ndarray | None:
     depth = np.asarray(prior.depth, np.float32)
-    valid = np.isfinite(depth) & (depth > 0)
-    if not valid.any():
-        return None
-    log_depth = np.log(np.where(valid, depth, 1))
-    for frame, known in zip(log_depth, valid, strict=True):
-        frame[~known] = np.median(frame[known]) if known.any() else 0
-    return None if log_depth.std(axis=(1, 2)).max() < 1e-3 else log_depth
+    known = np.isfinite(depth) & (depth > 0)
+    log_depth = np.where(known, np.log(np.where(known, depth, 1)), np.nan)
+    relief = [np.ptp(frame[mask]) for frame, mask in zip(log_depth, known) if mask.any()]
+    return log_depth if max(relief, default=0) > 1e-3 else None
 
 
 def _solve_depth(structure, obs, prior_log, static, images) -> _Depth:
@@ -213,25 +172,30 @@ def _solve_depth(structure, obs, prior_log, static, images) -> _Depth:
     return _Depth(log_depth, variance, posterior, score, fitted)
 
 
-def _to_state(structure, obs, solution, static, prior, frames, stride) -> FlowState:
-    num, height, width = frames.images.shape[:3]
-    full = None if prior is None or not solution.fitted.useful else _clean_prior(prior)
-    depth = np.empty((num, height, width), np.float32)
-    confidence = np.empty_like(depth)
-    moving = np.empty(depth.shape, bool)
-    sure = 1 / (1 + np.sqrt(solution.variance) / 0.1)
+def _dense_depth(solution, obs, full_prior, stride, shape) -> np.ndarray:
+    """(T, H, W): the lattice's depth, with the detail of the prior if it was used."""
+    depth = np.empty((len(solution.log_depth), *shape), np.float32)
+    for t, cells in enumerate(solution.log_depth):
+        depth[t] = flow_lattice.upsample(cells, obs.lattice, shape, stride)
+        if full_prior is not None and solution.fitted.useful:
+            coarse = full_prior[t, stride // 2 :: stride, stride // 2 :: stride]
+            smooth = flow_lattice.upsample(coarse, obs.lattice, shape, stride)
+            depth[t] += np.nan_to_num(full_prior[t] - smooth)
+    return np.exp(depth)
+
+
+def _to_state(structure, obs, solution, static, depth, prior, stride) -> FlowState:
+    num, shape = len(depth), depth.shape[1:]
+    sure = 1 / (1 + np.sqrt(solution.variance) / _SURE)
     seen = np.minimum(obs.weight.sum(1), 1)
-    value = 1 + (2.5 + 6 * sure * (0.5 + 0.5 * seen)) * np.where(static > 0, 1, 0.2)
-    for t in range(num):
-        log_depth = _upsample(solution.log_depth[t], obs.lattice, (height, width), stride)
-        if full is not None:
-            coarse = full[t][stride // 2 :: stride, stride // 2 :: stride]
-            log_depth += full[t] - _upsample(coarse, obs.lattice, (height, width), stride)
-        depth[t] = np.exp(log_depth)
-        confidence[t] = _upsample(value[t], obs.lattice, (height, width), stride)
-        moving[t] = _upsample(1 - static[t], obs.lattice, (height, width), stride) > 0.5
-    depth /= np.median(depth)
-    scale = np.exp(np.median(solution.log_depth))
+    cells = 1 + (2.5 + 6 * sure * (0.5 + 0.5 * seen)) * np.where(static > 0, 1, 0.2)
+
+    def full(values):
+        return np.stack(
+            [flow_lattice.upsample(frame, obs.lattice, shape, stride) for frame in values]
+        )
+
+    scale = np.median(depth)
     pose = np.tile(np.eye(4), (num, 1, 1))
     pose[:, :3, :3] = structure.rotation[0].T @ structure.rotation
     pose[:, :3, 3] = (structure.translation - structure.translation[0]) @ structure.rotation[0]
@@ -242,9 +206,9 @@ def _to_state(structure, obs, solution, static, prior, frames, stride) -> FlowSt
     trusted = obs.weight > 0
     parallax = flow_motion.NOISE_PX / np.sqrt(np.median(solution.measured_variance, axis=1))
     return FlowState(
-        depth=jnp.asarray(depth),
-        confidence=jnp.asarray(confidence),
-        dynamic_mask=jnp.asarray(moving),
+        depth=jnp.asarray(depth / scale),
+        confidence=jnp.asarray(full(cells)),
+        dynamic_mask=jnp.asarray(full(1 - static) > 0.5),
         world_from_cam=jnp.asarray(pose, jnp.float32),
         focal=jnp.float32(structure.focal),
         parallax=jnp.asarray(parallax, jnp.float32),
@@ -255,26 +219,16 @@ def _to_state(structure, obs, solution, static, prior, frames, stride) -> FlowSt
     )
 
 
-def _upsample(values, lattice, shape, stride) -> np.ndarray:
-    """Values of lattice cells -> (H, W), bilinear between the pixels that they were taken from."""
-    height, width = shape
-    x = (np.arange(width, dtype=np.float32) - stride // 2) / stride
-    y = (np.arange(height, dtype=np.float32) - stride // 2) / stride
-    grid = np.asarray(values, np.float32).reshape(lattice)
-    x, y = np.meshgrid(x, y)
-    return cv2.remap(grid, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-
-
 @jax.jit
 def _cut_pairs(state: FlowState, i: jax.Array, j: jax.Array) -> PairPredictions:
     height, width = state.depth.shape[1:]
     intrinsics = camera.intrinsics_matrix(state.focal, camera.image_centre(height, width))
     points = camera.unproject(state.depth, intrinsics[None])
     cam_from_world = rigid.invert(state.world_from_cam)
-    between = jnp.matmul(cam_from_world[i], state.world_from_cam[j], precision="highest")
+    between = rigid.compose(cam_from_world[i], state.world_from_cam[j])
     return PairPredictions(
         pointmap1=points[i],
-        pointmap2=rigid.apply(between[:, None, None], points[j]),
+        pointmap2=rigid.apply(between, points[j]),
         confidence1=state.confidence[i],
         confidence2=state.confidence[j],
     )

@@ -27,12 +27,16 @@ def solve(
 ) -> Structure:
     """Finds cameras, focal and rough depth of all frames.
 
-    prior: (T, P) log inverse depth in any scale per frame, or None. focals: where to start, pixels.
+    prior: (T, P) log inverse depth in any scale per frame, NaN where unknown, or None.
+    focals: where to start, pixels.
     Returns the structure on the lattice of `obs`.
     """
     frames = len(obs.neighbour)
-    lean = np.zeros((frames, len(obs.xy))) if prior is None else prior
-    lean = lean - np.median(lean, 1, keepdims=True)
+    lean = np.zeros((frames, len(obs.xy)))
+    if prior is not None:
+        for own, given in zip(lean, prior):
+            known = np.isfinite(given)
+            own[known] = given[known] - np.median(given[known]) if known.any() else 0
     # What every round of a window needs: both lattices and where to find them in the full one.
     coarse, middle = thin(obs, 4), thin(obs, 2)
     first, last = _busiest(coarse[0])

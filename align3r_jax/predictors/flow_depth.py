@@ -87,7 +87,8 @@ def frame_offsets(
 
     Minimises sum_i u_i (o_i - offset_i)^2 + sum_ij n_ij (o_i - o_j - d_ij)^2 with offset_i, u_i
     from triangulation and d_ij the median over pixels that flow from i to j of how much the depth
-    maps disagree. Where nothing is triangulated the pairs still hold the frames together.
+    maps disagree (NaN: unknown). Where nothing is triangulated the pairs still hold the frames
+    together.
     """
     frames, slots = obs.neighbour.shape
     rows, columns = obs.lattice
@@ -106,7 +107,11 @@ def frame_offsets(
             depth = np.exp(log_depth[i] + offset[i])
             moved = depth * (ray @ rot[i, slot][2]) + shift[i, slot][2]
             change = np.log(np.clip(moved / depth, 0.3, 3))
-            gap = np.median((log_depth[j][cell] - log_depth[i] - change)[weight > 0])
+            gaps = (log_depth[j][cell] - log_depth[i] - change)[weight > 0]
+            gaps = gaps[np.isfinite(gaps)]
+            if not gaps.size:
+                continue
+            gap = np.median(gaps)
             strength = 1 / 0.05**2
             normal[i, i] += strength
             normal[j, j] += strength
@@ -126,17 +131,18 @@ def fit_prior(
 ) -> FittedPrior:
     """Fits offset, contrast and tilt of every frame's prior log depth to the measured one.
 
-    measured, variance: (T, P) triangulated log depth. prior: (T, P) log depth, or None.
+    measured, variance: (T, P) triangulated log depth. prior: (T, P) log depth, or None;
+    where it is NaN the plane stands in.
     A prior that explains no more of the measured relief than a tilted plane is left out.
     """
     plane = _fit(measured, variance, np.zeros_like(measured), structure, obs, contrast=False)
     if prior is None:
         return FittedPrior(plane[0], plane[1], False)
     fitted = _fit(measured, variance, prior, structure, obs, contrast=True)
-    known = np.median(variance) < 0.3**2
-    if known and fitted[1] > 0.95 * plane[1]:
+    measurable = np.median(variance) < 0.3**2
+    if measurable and fitted[1] > 0.97 * plane[1]:
         return FittedPrior(plane[0], plane[1], False)
-    return FittedPrior(fitted[0], fitted[1], True)
+    return FittedPrior(np.where(np.isnan(prior), plane[0], fitted[0]), fitted[1], True)
 
 
 def _fit(measured, variance, relief, structure, obs, contrast):
@@ -149,9 +155,13 @@ def _fit(measured, variance, relief, structure, obs, contrast):
     fitted = np.empty_like(measured)
     offset, surety = np.zeros(len(measured)), np.zeros(len(measured))
     for i in range(len(measured)):
-        middle = np.median(relief[i])
-        design = np.column_stack([np.ones(len(tilt)), relief[i] - middle, tilt])
-        weight = 1 / (variance[i] + outlier**2) / _CORRELATED
+        given = np.isfinite(relief[i])
+        if not given.any():
+            fitted[i] = np.nan
+            continue
+        centred = np.where(given, relief[i] - np.median(relief[i][given]), 0)
+        design = np.column_stack([np.ones(len(tilt)), centred, tilt])
+        weight = given / (variance[i] + outlier**2) / _CORRELATED
         w = weight
         for _ in range(6):
             weighted = design * w[:, None]
@@ -160,11 +170,13 @@ def _fit(measured, variance, relief, structure, obs, contrast):
             coefficients = np.linalg.solve(normal, right)
             miss = measured[i] - design @ coefficients
             w = weight / (1 + np.square(miss / outlier))
-        fitted[i] = design[:, 1:] @ coefficients[1:]
+        fitted[i] = np.where(given, design[:, 1:] @ coefficients[1:], np.nan)
         offset[i], surety[i] = coefficients[0], w.sum()
     fitted = fitted + frame_offsets(fitted, structure, obs, offset, surety)[:, None]
     measurable = variance <= np.maximum(0.3**2, np.quantile(variance, 0.2))
-    miss = np.abs(measured - fitted)[measurable]
+    miss = np.abs(measured - fitted)[measurable & np.isfinite(relief)]
+    if not miss.size:
+        return fitted, 1.0
     return fitted, float(np.clip(np.quantile(miss, 0.8) / 1.28, 0.05, 1.0))
 
 

@@ -9,10 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 
+import cv2
 import numpy as np
 
-from align3r_jax.structs import OpticalFlow
+from align3r_jax.priors.optical_flow import FlowSource
+from align3r_jax.structs import Frames, OpticalFlow
 
+_OFFSETS = (1, 2, 4, 8, 16)  # frame distances of the flow fields
+_CELLS = 64  # along the longer side
+_FLAT_GRADIENT = 1.0  # grey levels per pixel; flow of flatter regions is little more than a guess
 MIN_Z = 1e-3  # of the unit ray; points at or behind the camera count as just before it
 
 
@@ -115,3 +120,54 @@ def project(structure: Structure, obs: Observations) -> tuple[np.ndarray, np.nda
 def residual_norm(structure: Structure, obs: Observations) -> np.ndarray:
     """Returns (T, K, P): pixels between where a point lands and where the flow says."""
     return np.sqrt(squared_length(project(structure, obs)[1] - obs.target))
+
+
+def sample_flow(frames: Frames, flow: FlowSource) -> tuple[Observations, int]:
+    """Flow over several frame distances on a lattice of pixels, and the lattice's stride.
+
+    One distance at a time, so that few whole fields exist at once. Weights are those of the flow
+    times the texture around the pixel.
+    """
+    num, height, width = frames.images.shape[:3]
+    stride = max(2, round(max(height, width) / _CELLS))
+    rows, columns = np.mgrid[stride // 2 : height : stride, stride // 2 : width : stride]
+    xy = np.stack([columns, rows], -1).reshape(-1, 2)
+    principal = np.array([width / 2, height / 2])
+    parts = []
+    for offset in _OFFSETS:
+        if offset < num:
+            first = np.arange(num - offset)
+            pairs = np.stack([first, first + offset], 1)
+            fields: OpticalFlow = flow.directed(frames, np.concatenate([pairs, pairs[:, ::-1]]))
+            parts.append(observe(fields, num, principal, xy, rows.shape))
+    texture = np.stack([_texture(image, stride)[xy[:, 1], xy[:, 0]] for image in frames.images])
+    obs = dataclasses.replace(
+        parts[0],
+        neighbour=np.concatenate([part.neighbour for part in parts], 1),
+        target=np.concatenate([part.target for part in parts], 1),
+        weight=np.concatenate([part.weight for part in parts], 1) * texture[:, None],
+    )
+    return obs, stride
+
+
+def _texture(image: np.ndarray, stride: int) -> np.ndarray:
+    """l / (l + g^2) in [0, 1], l the smaller eigenvalue of the structure tensor (Shi and Tomasi
+    1994): how well the image around a pixel fixes its flow in both directions. Returns (H, W)."""
+    grey = cv2.cvtColor(np.asarray(image), cv2.COLOR_RGB2GRAY).astype(np.float32)
+    dx = cv2.Sobel(grey, cv2.CV_32F, 1, 0, scale=1 / 8)
+    dy = cv2.Sobel(grey, cv2.CV_32F, 0, 1, scale=1 / 8)
+    xx, xy, yy = (cv2.GaussianBlur(a, (0, 0), stride) for a in (dx * dx, dx * dy, dy * dy))
+    smaller = (xx + yy) / 2 - np.sqrt(np.square(xx - yy) / 4 + xy * xy)
+    return np.maximum(smaller, 0) / (np.maximum(smaller, 0) + _FLAT_GRADIENT**2)
+
+
+def upsample(
+    values: np.ndarray, lattice: tuple[int, int], shape: tuple[int, int], stride: int
+) -> np.ndarray:
+    """Values of lattice cells -> (H, W), bilinear between the pixels that they were taken from."""
+    height, width = shape
+    x = (np.arange(width, dtype=np.float32) - stride // 2) / stride
+    y = (np.arange(height, dtype=np.float32) - stride // 2) / stride
+    grid = np.asarray(values, np.float32).reshape(lattice)
+    x, y = np.meshgrid(x, y)
+    return cv2.remap(grid, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
