@@ -168,7 +168,7 @@ def test_bad_priors_weights_and_settings_get_a_sentence(video, tmp_path):
     _expect("flow=none", video, output, flow="none")
     _expect("(?i)unknown", video, output, flow="horn")
     _expect("(?i)weights", video, output, predictor="network")
-    _expect("(?i)exist", video, output, weights=str(tmp_path / "nothing"))
+    _expect("There are no weights", video, output, weights=str(tmp_path / "nothing"))
     _expect("(?i)graph", video, output, graph="starfish")
     _expect("cycleK", video, output, schedule="step")
 
