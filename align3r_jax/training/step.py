@@ -36,7 +36,7 @@ def make_step(
         params = optax.apply_updates(state.params, updates)
         decay = jnp.minimum(average_decay, (1.0 + state.step) / (10.0 + state.step))
         average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, state.average, params)
-        details = details | {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        details = details | {"loss": loss, "grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, average, opt_state), details
 
     if state_sharding is None:
