@@ -18,7 +18,7 @@ from flax import struct
 from align3r_jax.errors import UserError
 from align3r_jax.geometry import camera, rigid
 from align3r_jax.predictors import flow_cameras, flow_depth, flow_lattice, flow_motion
-from align3r_jax.predictors.flow_bundle import BundleConfig
+from align3r_jax.predictors.flow_normal import BundleConfig
 from align3r_jax.priors.optical_flow import FlowSource
 from align3r_jax.structs import DepthPrior, Frames, PairGraph, PairPredictions
 

@@ -11,26 +11,11 @@ residuals with Levenberg's damping (`flow_normal`).
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 
 from align3r_jax.predictors import flow_normal
 from align3r_jax.predictors.flow_lattice import Observations, Structure, project, squared_length
-
-
-@dataclasses.dataclass(frozen=True)
-class BundleConfig:
-    """focal_prior: f0, pixels. scale_px: c of the robust loss. depth_weight: lambda_d and
-    focal_weight: lambda_f, in units of the mean weight of a pixel and of all observations."""
-
-    focal_prior: float
-    scale_px: float = 1.0
-    depth_weight: float = 1e-3
-    focal_weight: float = 0.01
-    focal_bounds: tuple[float, float] = (0.5, 2.6)  # of f / f0
-    iterations: int = 20
-    tolerance: float = 1e-4  # stop when the cost falls by less than this fraction
+from align3r_jax.predictors.flow_normal import BundleConfig
 
 
 def cost(structure: Structure, obs: Observations, prior: np.ndarray, config: BundleConfig) -> float:

@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 
 from align3r_jax.predictors import flow_bundle, flow_motion, flow_start
-from align3r_jax.predictors.flow_bundle import BundleConfig
 from align3r_jax.predictors.flow_lattice import Observations, Structure
+from align3r_jax.predictors.flow_normal import BundleConfig
 
 SCALES_PX = (1.0, 0.5, 0.25, 0.12)  # the robust loss, sharpened step by step
 _LEAN = 0.01  # depth weight per pixel of the loss's scale

@@ -23,6 +23,20 @@ _MAX_LOG_FOCAL_STEP = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
+class BundleConfig:
+    """focal_prior: f0, pixels. scale_px: c of the robust loss. depth_weight: lambda_d and
+    focal_weight: lambda_f, in units of the mean weight of a pixel and of all observations."""
+
+    focal_prior: float
+    scale_px: float = 1.0
+    depth_weight: float = 1e-3
+    focal_weight: float = 0.01
+    focal_bounds: tuple[float, float] = (0.5, 2.6)  # of f / f0
+    iterations: int = 20
+    tolerance: float = 1e-4  # stop when the cost falls by less than this fraction
+
+
+@dataclasses.dataclass(frozen=True)
 class System:
     """Linearised residuals of all slots: motion (T, K, 8, 8) blocks over (omega, beta, log f,
     log rho), their gradients (T, K, 8), columns (T, P, 6 K + 1) that couple each pixel's inverse
@@ -37,7 +51,9 @@ class System:
     shift: np.ndarray
 
 
-def linearise(structure: Structure, obs: Observations, prior: np.ndarray, config) -> System:
+def linearise(
+    structure: Structure, obs: Observations, prior: np.ndarray, config: BundleConfig
+) -> System:
     """Gauss-Newton terms at `structure`, residuals reweighted by 1 / (1 + |r|^2 / c^2)."""
     frames, slots = obs.neighbour.shape
     num = len(obs.xy)
@@ -91,7 +107,7 @@ def linearise(structure: Structure, obs: Observations, prior: np.ndarray, config
 
 
 def step(
-    structure: Structure, obs: Observations, system: System, damping: float, config
+    structure: Structure, obs: Observations, system: System, damping: float, config: BundleConfig
 ) -> Structure | None:
     """Returns the structure after one damped step, or None if the system is not solvable."""
     frames, slots = obs.neighbour.shape

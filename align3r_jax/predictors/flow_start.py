@@ -14,6 +14,7 @@ import numpy as np
 
 from align3r_jax.predictors import flow_bundle, flow_lattice
 from align3r_jax.predictors.flow_lattice import Observations, Structure
+from align3r_jax.predictors.flow_normal import BundleConfig
 
 _NUM_DIRECTIONS = 240  # over a half sphere: 9 degrees apart
 _NEIGHBOURHOOD = np.cos(np.deg2rad(13))
@@ -263,7 +264,7 @@ def best_start(
     starts: list[Structure],
     obs: Observations,
     prior: np.ndarray,
-    config: flow_bundle.BundleConfig,
+    config: BundleConfig,
 ) -> Structure:
     """Refines the starts in rounds of growing length, dropping the costlier ones after each."""
     pool = [(flow_bundle.cost(start, obs, prior, config), start) for start in starts]

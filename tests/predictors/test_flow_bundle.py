@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from align3r_jax.predictors import flow_bundle, flow_cameras, flow_lattice, flow_normal, flow_start
-from align3r_jax.predictors.flow_bundle import BundleConfig
 from align3r_jax.predictors.flow_lattice import Structure
+from align3r_jax.predictors.flow_normal import BundleConfig
 from tests.predictors import flow_scene
 
 CONFIG = BundleConfig(focal_prior=flow_scene.FOCAL, depth_weight=1e-6, focal_weight=1e-6)
