@@ -18,7 +18,7 @@ from flax import struct
 from align3r_jax.alignment import known_cameras, spanning_tree, variables
 from align3r_jax.alignment.spanning_tree import KeyFramePrior
 from align3r_jax.config import AlignmentConfig
-from align3r_jax.geometry import pnp, pointmap, rigid
+from align3r_jax.geometry import depth_fit, pnp, pointmap, rigid
 from align3r_jax.structs import AlignmentVariables, Array, PairGraph, PairPredictions
 
 
@@ -269,10 +269,8 @@ def _fill_points(points, predictions, pairs, similarity):
 def _fill_depth(depth: Array) -> Array:
     """Unknown depth becomes the median of its frame, and 1 in frames without any."""
     known = jnp.isfinite(depth)
-    ordered = jnp.sort(jnp.where(known, depth, jnp.inf).reshape(depth.shape[0], -1), axis=1)
-    middle = jnp.maximum(jnp.sum(known, axis=(1, 2)) - 1, 0) // 2
-    median = jnp.take_along_axis(ordered, middle[:, None], axis=1)[..., None]
-    return jnp.where(known, depth, jnp.where(jnp.isfinite(median), median, 1))
+    median = jax.vmap(depth_fit.lower_median)(depth, known)
+    return jnp.where(known, depth, median[:, None, None])
 
 
 @partial(jax.jit, static_argnames="config")

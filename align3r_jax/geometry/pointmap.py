@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from align3r_jax.geometry import rigid
+
 
 def validity(
     pointmap: jax.Array, confidence: jax.Array | None = None, min_confidence: float = 1.0
@@ -50,8 +52,6 @@ def mean_distance(*pointmaps: jax.Array, valid: tuple[jax.Array, ...] | None = N
     for points, mask in zip(pointmaps, valid, strict=True):
         # Masked before the norm: a NaN outside the mask must not reach the gradient.
         points = jnp.where(mask[..., None], points, 0)
-        squared = jnp.sum(points**2, axis=-1)
-        distance = jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
-        total = total + jnp.sum(distance, axis=(-2, -1))
+        total = total + jnp.sum(rigid.safe_norm(points), axis=(-2, -1))
         count = count + jnp.sum(mask, axis=(-2, -1))
     return jnp.maximum(total / jnp.maximum(count, 1), 1e-8)

@@ -111,6 +111,13 @@ def apply(target_from_source: Array, points: Array) -> Array:
     return rotate(shaped[..., :3, :3], points) + shaped[..., :3, 3]
 
 
+def safe_norm(values: Array, axis: int | tuple[int, ...] = -1) -> Array:
+    """Returns the Euclidean norm over `axis`; its gradient at 0 is 0 instead of NaN."""
+    square = jnp.sum(values * values, axis=axis)
+    positive = square > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
+
+
 def hat(vector: Array) -> Array:
     """Returns the cross-product matrices [v]x, (..., 3, 3), with [v]x u = v x u."""
     x, y, z = jnp.moveaxis(vector, -1, 0)

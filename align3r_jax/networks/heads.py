@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from align3r_jax.config import NetworkConfig
+from align3r_jax.geometry import rigid
 from align3r_jax.networks.layers import attention, dpt
 
 
@@ -52,9 +53,7 @@ def _stretch(raw: jax.Array, mode: str) -> jax.Array:
     """
     if mode == "linear":
         return raw
-    squared = jnp.sum(raw * raw, axis=-1, keepdims=True)
-    somewhere = squared > 0
-    norm = jnp.where(somewhere, jnp.sqrt(jnp.where(somewhere, squared, 1.0)), 0.0)
+    norm = rigid.safe_norm(raw)[..., None]
     length = jnp.expm1(norm) if mode == "exp" else norm * norm
     return raw / jnp.maximum(norm, 1e-8) * length
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from align3r_jax.geometry import depth_fit, pointmap, rigid
 from align3r_jax.structs import Array
 
 NormMode = Literal["avg_dis", "avg_log1p", "avg_warp-log1p", "median_dis", "sqrt_dis", "none"]
@@ -32,26 +33,10 @@ class PointmapBatch:
     valid2: Array
 
 
-def safe_norm(x: Array) -> Array:
-    """Returns the Euclidean norm over the last axis, with gradient 0 at 0."""
-    squared = jnp.sum(x * x, axis=-1)
-    positive = squared > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0)
-
-
 def masked_mean(values: Array, mask: Array, axis: tuple[int, ...] | None = None) -> Array:
     """Returns the mean of `values` where `mask`, 0 (and no gradient) where the mask is empty."""
     total = jnp.sum(jnp.where(mask, values, 0.0), axis=axis)
     return total / jnp.maximum(jnp.sum(mask, axis=axis), 1)
-
-
-def _masked_lower_median(values: Array, mask: Array) -> Array:
-    """Lower median per sample of (B, N) values where mask; 0 if the mask is empty."""
-    ordered = jnp.sort(jnp.where(mask, values, jnp.inf), axis=-1)
-    count = jnp.sum(mask, axis=-1)
-    index = jnp.maximum((count - 1) // 2, 0)
-    picked = jnp.take_along_axis(ordered, index[:, None], axis=-1)[:, 0]
-    return jnp.where(count > 0, picked, 0.0)
 
 
 def normalisation_factor(
@@ -64,14 +49,14 @@ def normalisation_factor(
     """
     batch = points1.shape[0]
     count = jnp.sum(valid1, axis=(1, 2)) + jnp.sum(valid2, axis=(1, 2)) + 1e-8
-    distance1 = safe_norm(jnp.where(valid1[..., None], points1, 0.0))
-    distance2 = safe_norm(jnp.where(valid2[..., None], points2, 0.0))
+    distance1 = rigid.safe_norm(jnp.where(valid1[..., None], points1, 0.0))
+    distance2 = rigid.safe_norm(jnp.where(valid2[..., None], points2, 0.0))
 
     def mean_of(values1: Array, values2: Array) -> Array:
         return (jnp.sum(values1, axis=(1, 2)) + jnp.sum(values2, axis=(1, 2))) / count
 
     if mode == "avg_dis":
-        factor = mean_of(distance1, distance2)
+        factor = pointmap.mean_distance(points1, points2, valid=(valid1, valid2))
     elif mode == "avg_log1p":
         factor = mean_of(jnp.log1p(distance1), jnp.log1p(distance2))
     elif mode == "avg_warp-log1p":
@@ -88,7 +73,7 @@ def normalisation_factor(
     elif mode == "median_dis":
         joined = jnp.concatenate([distance1.reshape(batch, -1), distance2.reshape(batch, -1)], 1)
         mask = jnp.concatenate([valid1.reshape(batch, -1), valid2.reshape(batch, -1)], 1)
-        factor = jax.lax.stop_gradient(_masked_lower_median(joined, mask))
+        factor = jax.lax.stop_gradient(jax.vmap(depth_fit.lower_median)(joined, mask))
     else:
         raise ValueError(f"Unknown norm_mode {mode!r}; known are {get_args(NormMode)}.")
     return points1, points2, jnp.maximum(factor, 1e-8)
@@ -112,7 +97,7 @@ def regression_maps(
             g1, g2 = g1 / factor[:, None, None, None], g2 / factor[:, None, None, None]
     difference1 = jnp.where(true.valid1[..., None], p1 - g1, 0.0)
     difference2 = jnp.where(true.valid2[..., None], p2 - g2, 0.0)
-    return safe_norm(difference1), safe_norm(difference2)
+    return rigid.safe_norm(difference1), rigid.safe_norm(difference2)
 
 
 def pointmap_regression(

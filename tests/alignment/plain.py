@@ -32,7 +32,7 @@ def alignment(geometry, predictions, pairs, distance="l1", kind="log", over_scal
         residual = world[pairs[:, side]] - (local + geometry.pair_offset[:, None, None])
         if over_scale:
             residual = residual / geometry.pair_scale[:, None, None, None]
-        rho = smoothness.safe_norm(residual, -1) if distance == "l1" else jnp.sum(residual**2, -1)
+        rho = rigid.safe_norm(residual) if distance == "l1" else jnp.sum(residual**2, -1)
         losses.append(jnp.mean(pointmap.confidence_weight(confidence, kind) * rho))
     return losses
 

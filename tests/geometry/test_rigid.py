@@ -105,3 +105,11 @@ def test_recorded_codings(golden_dir):
     np.testing.assert_allclose(
         rigid.decode_translation(coded), parts["trans_signed_expm1"], rtol=1e-5, atol=1e-7
     )
+
+
+def test_the_norm_has_no_nan_in_its_gradient_at_zero():
+    vectors = jnp.array([[3.0, 4.0, 0.0], [0.0, 0.0, 0.0]])
+    np.testing.assert_allclose(rigid.safe_norm(vectors), [5, 0])
+    gradient = jax.grad(lambda x: rigid.safe_norm(x).sum())(vectors)
+    np.testing.assert_allclose(gradient, [[0.6, 0.8, 0], [0, 0, 0]])
+    np.testing.assert_allclose(rigid.safe_norm(jnp.ones((2, 3, 3)), axis=(-2, -1)), [3, 3])

@@ -10,18 +10,11 @@ from align3r_jax.geometry import rigid
 Array = jax.Array
 
 
-def safe_norm(values: Array, axis: int | tuple[int, ...]) -> Array:
-    """Returns the Euclidean norm; its gradient at 0 is 0."""
-    square = jnp.sum(values * values, axis=axis)
-    positive = square > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
-
-
 def per_step(world_from_cam: Array, translation_weight: float) -> Array:
     """l_n = |R - I|_F + w |t|, [R t] = inverse(pose_n) pose_n+1; (T - 1,) from (T, 4, 4)."""
     step = rigid.compose(rigid.invert(world_from_cam[:-1]), world_from_cam[1:])
-    turn = safe_norm(step[:, :3, :3] - jnp.eye(3, dtype=step.dtype), axis=(-2, -1))
-    return turn + translation_weight * safe_norm(step[:, :3, 3], axis=-1)
+    turn = rigid.safe_norm(step[:, :3, :3] - jnp.eye(3, dtype=step.dtype), axis=(-2, -1))
+    return turn + translation_weight * rigid.safe_norm(step[:, :3, 3])
 
 
 def smoothness(world_from_cam: Array, translation_weight: float) -> Array:
