@@ -21,6 +21,7 @@ from absl import flags
 
 import align3r_jax
 from align3r_jax.evaluation import depth as depth_metrics
+from align3r_jax.evaluation import summary
 from align3r_jax.predictors import refine
 from align3r_jax.priors import mono_depth, shipped
 from align3r_jax.structs import DepthPrior, Frames
@@ -32,15 +33,12 @@ CLIP = flags.DEFINE_string("clip", None, "Folder of a real RGB-D sequence, also 
 WRITE = flags.DEFINE_bool("write", False, "Write gates.json.")
 
 _BEATS = 0.98  # of the baseline: smaller differences mean nothing on a few clips
-_PER_FRAME = depth_metrics.DepthProtocol(
-    fit="median", min_depth=1e-3, max_depth=None, clip=(None, None)
-)
 
 
 def frame_abs_rel(prediction: np.ndarray, truth: np.ndarray) -> float:
     """Returns Abs Rel with one median scale per frame, mean over frames."""
     scores = [
-        depth_metrics.evaluate(p[None], t[None], _PER_FRAME).metrics["Abs Rel"]
+        depth_metrics.evaluate(p[None], t[None], summary.ONE_SCALE).metrics["Abs Rel"]
         for p, t in zip(prediction, truth)
     ]
     return float(np.mean(scores))
