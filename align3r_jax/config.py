@@ -157,7 +157,7 @@ class AlignmentConfig:
     residual_over_scale: bool = False  # divide residuals by the pair scale (known poses)
     join_rescale: bool = True  # hierarchical: carry the scale across clips; parity: False
     clean: bool = True  # lower the confidence of points seen through
-    clean_tolerance: float = 0.001
+    clean_tolerance: float = 0.05  # of depth; parity: 0.001, which also drops points for noise
 
     def __post_init__(self) -> None:
         check_schedule(self.schedule)

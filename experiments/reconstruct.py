@@ -141,7 +141,11 @@ def main(argv: Sequence[str]) -> None:
         "weights": None if model is None else {"name": model.name, "checksum": model.checksum},
         "limits": run.limits,
         "stages": run.records,
-        "losses": {name: float(np.asarray(v)[-1]) for name, v in scene.trace.items() if len(v)},
+        "losses": {
+            name: float(np.asarray(values)[-1])
+            for name, values in scene.trace.items()
+            if name != "lr" and len(values)
+        },
         "settings": config_lib.to_dict(config),
     }
     if truth is not None:

@@ -3,8 +3,8 @@
     python -m experiments.train --config=experiments/configs/small_depth.py --workdir=outputs/mono
 
 The same command continues an interrupted run. `metrics.jsonl` in the work folder has one line per
-interval; `--export=DIR` writes the averaged weights of the newest checkpoint, loadable with
-`align3r_jax.load(DIR)`, after training.
+interval; `--export=DIR` writes the averaged weights as float16 after training (the pairwise network
+then loads with `align3r_jax.load(DIR)`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from align3r_jax.errors import UserError
 from align3r_jax.networks import align3r
 from align3r_jax.networks.small_depth import SmallDepth, SmallDepthConfig
 from align3r_jax.training import loop, optimizer, partitioning, state, step, tasks
+from align3r_jax.weights import store
 from data.procedural import stream
 from experiments import cli
 
@@ -90,13 +91,8 @@ def main(argv: Sequence[str]) -> None:
         max_seconds=60 * settings["max_minutes"] or math.inf,
     )
     if EXPORT.value and jax.process_index() == 0:
-        from align3r_jax.weights import store
-
-        params = jax.device_get(final.average)
-        if settings["task"] == "pairwise":
-            store.save(EXPORT.value, params, network, {"training": settings})
-        else:
-            store.save_shipped(EXPORT.value, params, dataclasses.asdict(network))
+        settings_of = network if settings["task"] == "pairwise" else dataclasses.asdict(network)
+        store.save_shipped(EXPORT.value, jax.device_get(final.average), settings_of)
         print(f"Weights of step {int(final.step)} written to {EXPORT.value}")
 
 

@@ -83,7 +83,8 @@ def trajectory(scene: Scene, true_world_from_cam: np.ndarray | None) -> str:
 def losses(scene: Scene, pairs: list[list[int]] | None) -> str:
     """Returns the loss terms over the iterations and the losses of the pairs."""
     figures = []
-    traced = {name: np.asarray(values) for name, values in scene.trace.items() if len(values)}
+    traced = {name: np.asarray(values) for name, values in scene.trace.items() if name != "lr"}
+    traced = {name: values for name, values in traced.items() if np.any(values)}
     shown = list(traced.items())[: plots.NUM_COLOURS]
     lines = [
         plots.Line(name, np.arange(len(values)), values, f"s{k + 1}")
