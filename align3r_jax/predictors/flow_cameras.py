@@ -16,9 +16,10 @@ from align3r_jax.predictors import flow_bundle, flow_motion, flow_start
 from align3r_jax.predictors.flow_lattice import Observations, Structure
 from align3r_jax.predictors.flow_normal import BundleConfig
 
-SCALES_PX = (1.0, 0.5, 0.25, 0.12)  # the robust loss, sharpened step by step
+SCALES_PX = (0.5, 0.25, 0.12)  # the robust loss, sharpened step by step
 _LEAN = 0.01  # depth weight per pixel of the loss's scale
 _WINDOW = 24  # frames solved together
+_FINALISTS = 2  # starts that are followed to the sharpest loss
 _ADVANCE = 16  # frames by which windows move on
 
 
@@ -50,11 +51,17 @@ def solve(
             part, None if prior is None else cells, focals, seeds=seeds, minima=3
         )
         quick = dataclasses.replace(config, tolerance=1e-3)
-        best = flow_start.best_start(starts, part, cells, quick)
-        log_rho = resize(best.log_rho, coarse[0].lattice, middle[0].lattice)
-        best = dataclasses.replace(best, log_rho=log_rho)
+        best = flow_start.best_starts(starts, part, cells, quick, _FINALISTS)
         part, cells = crop(middle[0], window), lean[window][:, middle[1]]
-        found, still = _sharpen(best, part, cells, SCALES_PX, config)
+        finals = []
+        for start in best:
+            log_rho = resize(start.log_rho, coarse[0].lattice, middle[0].lattice)
+            start = dataclasses.replace(start, log_rho=log_rho)
+            finals.append(_sharpen(start, part, cells, SCALES_PX, config))
+        last_config = sharp(config, SCALES_PX[-1])
+        found, still = min(
+            finals, key=lambda final: flow_bundle.cost(final[0], part, cells, last_config)
+        )
         middle[0].weight[window] *= still[:, None]  # thinning has made a copy
         return found
 
@@ -64,7 +71,7 @@ def solve(
         found = solve_window(window, [whole.focal], config, 1)
         whole = _insert(whole, _join(found, whole, window, known), window)
     if last - first < frames:
-        for scale in SCALES_PX[-2:]:
+        for scale in SCALES_PX[1:]:
             whole, _ = flow_bundle.bundle(whole, middle[0], whole.log_rho, sharp(config, scale))
     return dataclasses.replace(whole, log_rho=resize(whole.log_rho, middle[0].lattice, obs.lattice))
 

@@ -260,17 +260,21 @@ def candidates(
     return found
 
 
-def best_start(
+def best_starts(
     starts: list[Structure],
     obs: Observations,
     prior: np.ndarray,
     config: BundleConfig,
-) -> Structure:
-    """Refines the starts in rounds of growing length, dropping the costlier ones after each."""
+    count: int,
+) -> list[Structure]:
+    """Refines the starts in rounds of growing length and sharper loss, dropping the costlier.
+
+    A blunt loss would let a moving object pull every start into one and the same valley.
+    """
     pool = [(flow_bundle.cost(start, obs, prior, config), start) for start in starts]
-    for keep, iterations in ((10, 4), (4, 8), (1, 12)):
+    for keep, iterations, scale in ((10, 4, 0.5), (4, 8, 0.25), (count, 8, 0.25)):
         pool = sorted(pool, key=lambda entry: entry[0])[:keep]
-        limited = dataclasses.replace(config, iterations=iterations)
-        refined = [flow_bundle.bundle(s, obs, prior, limited) for _, s in pool]
+        limited = dataclasses.replace(config, iterations=iterations, scale_px=scale)
+        refined = [flow_bundle.bundle(start, obs, prior, limited) for _, start in pool]
         pool = [(cost, structure) for structure, cost in refined]
-    return pool[0][1]
+    return [start for _, start in sorted(pool, key=lambda entry: entry[0])]
