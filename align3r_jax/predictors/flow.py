@@ -91,7 +91,7 @@ class FlowPredictor:
             standing = flow_motion.stand_movers(solution.log_depth, static, obs.lattice)
             solution = dataclasses.replace(solution, log_depth=standing)
         depth = _dense_depth(solution, obs, full_prior, stride, (height, width))
-        return _to_state(structure, obs, solution, static, depth, prior, stride)
+        return _to_state(structure, obs, solution, static, depth, prior, stride, frames.images)
 
     def predict(self, state: FlowState, graph: PairGraph) -> PairPredictions:
         """Returns both frames' points in camera i, the whole clip in one scale."""
@@ -184,7 +184,7 @@ def _dense_depth(solution, obs, full_prior, stride, shape) -> np.ndarray:
     return np.exp(depth)
 
 
-def _to_state(structure, obs, solution, static, depth, prior, stride) -> FlowState:
+def _to_state(structure, obs, solution, static, depth, prior, stride, images) -> FlowState:
     num, shape = len(depth), depth.shape[1:]
     sure = 1 / (1 + np.sqrt(solution.variance) / _SURE)
     seen = np.minimum(obs.weight.sum(1), 1)
@@ -195,6 +195,10 @@ def _to_state(structure, obs, solution, static, depth, prior, stride) -> FlowSta
             [flow_lattice.upsample(frame, obs.lattice, shape, stride) for frame in values]
         )
 
+    moving = [
+        flow_motion.outline(mask, image, 2 * stride)
+        for mask, image in zip(full(1 - static), images, strict=True)
+    ]
     scale = np.median(depth)
     pose = np.tile(np.eye(4), (num, 1, 1))
     pose[:, :3, :3] = structure.rotation[0].T @ structure.rotation
@@ -208,7 +212,7 @@ def _to_state(structure, obs, solution, static, depth, prior, stride) -> FlowSta
     return FlowState(
         depth=jnp.asarray(depth / scale),
         confidence=jnp.asarray(full(cells)),
-        dynamic_mask=jnp.asarray(full(1 - static) > 0.5),
+        dynamic_mask=jnp.asarray(np.stack(moving)),
         world_from_cam=jnp.asarray(pose, jnp.float32),
         focal=jnp.float32(structure.focal),
         parallax=jnp.asarray(parallax, jnp.float32),

@@ -12,6 +12,7 @@ NOISE_PX = 0.3  # error of trusted flow
 _NOISE_SHARE = 0.02  # of the flow's length: drift, lens distortion
 _MOVING = 4.0  # score
 _CERTAIN = 25.0  # one field alone adds no more
+_EDGE_VARIANCE = 1e-3  # of brightness; what varies less is no edge
 _BELOW_IMAGE = np.log(1.3)  # how much nearer a thing is whose foot the image cuts off
 
 
@@ -48,6 +49,25 @@ def still_cells(score: np.ndarray, lattice: tuple[int, int]) -> np.ndarray:
         smooth = cv2.medianBlur(frame.reshape(lattice).astype(np.float32), 3)
         result[t] = ~ndimage.binary_fill_holes(smooth > _MOVING).ravel()
     return result
+
+
+def outline(mask: np.ndarray, image: np.ndarray, radius: int) -> np.ndarray:
+    """Draws a soft mask towards the edges of its image; flow smears motion over them.
+
+    Guided filter (He, Sun and Tang 2010): within every window of 2 radius + 1 pixels the mask is
+    fitted as a m + b of the brightness m. mask: (H, W) float32 in [0, 1]. image: (H, W, 3) uint8.
+    Returns (H, W) bool.
+    """
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return cv2.boxFilter(values, -1, (2 * radius + 1, 2 * radius + 1))
+
+    guide = cv2.cvtColor(np.asarray(image), cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
+    mask = mask.astype(np.float32)
+    middle, share = mean(guide), mean(mask)
+    slope = mean(guide * mask) - middle * share
+    slope /= mean(guide * guide) - middle * middle + _EDGE_VARIANCE
+    return mean(slope) * guide + mean(share - slope * middle) > 0.5
 
 
 def stand_movers(log_depth: np.ndarray, static: np.ndarray, lattice: tuple[int, int]) -> np.ndarray:

@@ -99,6 +99,20 @@ def test_uncertain_depth_excuses_motion_along_the_epipolar_line():
     assert np.median(unsure) < 0.1 * np.median(sure)
 
 
+def test_a_mask_is_drawn_to_the_edges_of_its_image():
+    truth = np.zeros((60, 80), bool)
+    truth[20:40, 30:55] = True
+    image = np.repeat(np.where(truth, 180, 60).astype(np.uint8)[..., None], 3, -1)
+    smeared = np.zeros((60, 80), np.float32)
+    smeared[17:43, 27:58] = 1
+    found = flow_motion.outline(smeared, image, 6)
+
+    def overlap(mask):
+        return (mask & truth).sum() / (mask | truth).sum()
+
+    assert overlap(found) > overlap(smeared > 0.5) + 0.1
+
+
 def test_movers_stand_on_the_ground_below_them():
     lattice = (10, 10)
     ground = np.repeat(np.linspace(2, 1, 10)[:, None], 10, 1)  # nearer towards the bottom
