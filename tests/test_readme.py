@@ -1,0 +1,59 @@
+"""What the pages tell users to type exists: scripts, flags, files, names of the library."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import align3r_jax
+
+ROOT = Path(__file__).parents[1]
+PAGES = [
+    path
+    for path in [ROOT / "README.md", ROOT / "WORKSPACE.md", *ROOT.glob("*/README.md"),
+                 *(ROOT / "docs").glob("*.md")]
+    if path.exists()
+]  # fmt: skip
+
+
+def _commands(text: str) -> list[tuple[str, str]]:
+    """(module, rest of the command) of every `python -m ...`, continued lines joined."""
+    joined = re.sub(r"\\\n\s*", " ", text)
+    return re.findall(r"python -m ((?:experiments|data)[\w.]*\w)([^\n`]*)", joined)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_scripts_and_flags_exist(page):
+    for module, rest in _commands(page.read_text()):
+        if module.endswith("NAME"):
+            continue
+        source = ROOT / (module.replace(".", "/") + ".py")
+        assert source.exists(), f"{page.name} names {module}"
+        code = source.read_text()
+        for flag in re.findall(r"--(\w+)", rest):
+            name = flag.removeprefix("no") if f'"{flag}"' not in code else flag
+            assert flag == "help" or f'"{name}"' in code, f"{page.name}: {module} has no --{flag}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_and_pictures_exist(page):
+    text = page.read_text()
+    targets = re.findall(r"\]\(([^)#]+)\)", text) + re.findall(r'src="([^"]+)"', text)
+    for target in targets:
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_names_of_the_library_exist():
+    for page in PAGES:
+        for name in re.findall(r"align3r_jax\.(\w+)\(", page.read_text()):
+            assert callable(getattr(align3r_jax, name)), f"{page.name} calls align3r_jax.{name}"
+
+
+def test_the_public_names_are_these():
+    assert align3r_jax.__all__ == [
+        "AlignmentConfig", "FlowConfig", "Frames", "NetworkConfig", "PairConfig",
+        "PairPredictions", "ReconstructConfig", "Scene", "UserError", "align", "load",
+        "load_scene", "read_frames", "reconstruct", "save_scene",
+    ]  # fmt: skip
+    assert set(align3r_jax.__all__) == set(dir(align3r_jax))
