@@ -1,0 +1,1 @@
+"""Numbered examples; each runs alone."""
