@@ -40,12 +40,13 @@ def bundle(
         for _ in range(5):
             trial = flow_normal.step(structure, obs, system, damping, config)
             value = np.inf if trial is None else cost(trial, obs, prior, config)
-            if value < current:
+            if trial is not None and value < current:
                 break
             damping *= 8
         else:
             break
         gain = current - value
+        assert trial is not None  # the loop above ended on a better one
         structure, current = trial, value
         damping = max(damping / 4, 1e-7)
         if gain < config.tolerance * current:

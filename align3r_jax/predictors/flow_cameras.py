@@ -127,7 +127,7 @@ def crop(obs: Observations, window: slice) -> Observations:
     own = np.arange(last - first)[:, None]
     neighbour = obs.neighbour[window] - first
     outside = (neighbour < 0) | (neighbour >= last - first)
-    used = ~outside.all(0)
+    used = np.asarray(~outside.all(0))
     used[0] = True  # at least one slot
     return dataclasses.replace(
         obs,

@@ -148,7 +148,7 @@ def resect(
     seen, pixel, squared, value = miss(rotation, translation)
     damping = 1e-4
     for _ in range(iterations):
-        a, b, inverse = *(pixel / focal).T, focal / seen[:, 2]
+        (a, b), inverse = (pixel / focal).T, focal / seen[:, 2]
         zero = np.zeros_like(a)
         slope = np.stack(
             [
