@@ -134,6 +134,16 @@ def test_hierarchical_two_frames_and_user_prior(tmp_path):
     assert centre < 0.7 * np.median(scene.depth[0]), "the near square stays near"
 
 
+def test_a_network_fills_the_same_interface(video, tmp_path):
+    output = tmp_path / "scene"
+    _run(video, output, weights="align3r_small", max_frames=3, iterations=10)
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["predictor"] == "align3r_small"
+    assert len(summary["weights"]["checksum"]) == 64
+    assert any("toy weights" in sentence for sentence in summary["limits"])
+    assert np.isfinite(scene_folder.load_scene(output).depth).all()
+
+
 def _expect(sentence, video, output, **settings):
     with pytest.raises(UserError, match=sentence):
         _run(video, output, **settings)
