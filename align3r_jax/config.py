@@ -177,7 +177,6 @@ class ReconstructConfig:
     alignment: AlignmentConfig = AlignmentConfig()
     pair_batch: int = 4  # pairs decoded together by a network
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    seed: int = 0
 
 
 def to_dict(config: Any) -> dict[str, Any]:

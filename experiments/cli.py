@@ -79,7 +79,7 @@ def use_compile_cache() -> None:
     environment win. The folder holds code that is run: it must belong to the user alone.
     """
     settings = {
-        "jax_compilation_cache_dir": str(_cache_folder()),
+        "jax_compilation_cache_dir": str(cache_folder("xla")),
         # JAX's default of 1 s skips most programs of this project.
         "jax_persistent_cache_min_compile_time_secs": 0.2,
         "jax_persistent_cache_min_entry_size_bytes": -1,
@@ -89,9 +89,10 @@ def use_compile_cache() -> None:
             jax.config.update(name, value)
 
 
-def _cache_folder() -> Path:
+def cache_folder(name: str) -> Path:
+    """Returns the user's folder for what can be computed again: `xla`, `priors`."""
     root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(root) / "align3r_jax" / "xla"
+    return Path(root) / "align3r_jax" / name
 
 
 def _describe(error: OSError) -> str:

@@ -70,8 +70,10 @@ PAIR_BATCH = flags.DEFINE_integer("pair_batch", 4, "Pairs decoded together.", lo
 TRUTH = flags.DEFINE_string(
     "truth", None, "Truth of a procedural video (.npz); default: VIDEO's .truth.npz if there."
 )
-CACHE = flags.DEFINE_string("cache_dir", None, "Where depth priors are kept between runs.")
-SEED = flags.DEFINE_integer("seed", 0, "Seed of every random choice.")
+CACHE = flags.DEFINE_string(
+    "cache_dir", None, "Where depth priors of networks are kept between runs, by content; "
+    "default: priors/ in the user's cache folder."
+)  # fmt: skip
 
 
 def config_from_flags() -> config_lib.ReconstructConfig:
@@ -91,7 +93,6 @@ def config_from_flags() -> config_lib.ReconstructConfig:
         ),
         pair_batch=PAIR_BATCH.value,
         compute_dtype=DTYPE.value,
-        seed=SEED.value,
     )
 
 
@@ -129,7 +130,12 @@ def main(argv: Sequence[str]) -> None:
         partial, fingerprint(frames, config, model), resume=RESUME.value, show_progress=True
     )
     scene = pipeline.reconstruct(
-        frames, model=model, originals=originals, config=config, cache_dir=CACHE.value, run=run
+        frames,
+        model=model,
+        originals=originals,
+        config=config,
+        cache_dir=CACHE.value or str(cli.cache_folder("priors")),
+        run=run,
     )
     truth = truth_lib.load(TRUTH.value, VIDEO.value, frames)
     summary = {
