@@ -28,8 +28,6 @@ FRAMES, HEIGHT, WIDTH, RATE = 24, 240, 320, 12
 SEED = 20
 NAME = "room_walk"
 
-_OUTPUT = flags.DEFINE_string("output", "data/samples", "folder that receives the two files")
-
 # (kind, half sizes, centre above the table or world, yaw, tile, tint); table top at 0.72 m.
 _ON_TABLE = [
     (BOX, (0.13, 0.09, 0.025), (-0.42, 0.10), 0.3, 49, (1.0, 0.95, 0.9)),  # thick book
@@ -228,7 +226,7 @@ def write_truth(path: Path, rendered: clip.ProceduralClip) -> None:
 
 
 def main(_: list[str]) -> None:
-    folder = Path(_OUTPUT.value)
+    folder = Path(flags.FLAGS.output)
     folder.mkdir(parents=True, exist_ok=True)
     rendered = render_sample()
     write_video(folder / f"{NAME}.mp4", rendered.images)
@@ -238,4 +236,6 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    # Here, not at the top: tests import this module beside scripts that have an --output too.
+    flags.DEFINE_string("output", "data/samples", "Folder that receives the two files.")
     app.run(main)
