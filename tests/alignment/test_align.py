@@ -95,7 +95,8 @@ def test_recorded_run_with_known_cameras(golden_dir, scene, size):
 
 @pytest.mark.slow
 def test_residuals_over_the_pair_scale_keep_the_depth_of_known_cameras(scene, size):
-    config = AlignmentConfig(lr_min=1e-6, residual_over_scale=True, **NO_FLOW)
+    # Converged: after 300 iterations the scale is still 2.5 % on its way from the start's 0.95.
+    config = AlignmentConfig(lr_min=1e-6, residual_over_scale=True, iterations=1500, **NO_FLOW)
     frames = len(scene["poses"])
     known = variables_lib.Known(
         world_from_cam=scene["poses"], focal=np.full(frames, float(scene["focal"]))
