@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -121,9 +120,7 @@ def write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
     Odd sizes get their last row or column repeated, because yuv420p halves both sides.
     Raises OSError if the file cannot be written.
     """
-    # Encoded in memory: a disk that fails under the muxer can take the process with it.
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as container:
+    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
         stream = None
         for frame in frames:
             height, width = frame.shape[:2]
@@ -138,7 +135,6 @@ def write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
             container.mux(stream.encode(picture))
         if stream is not None:
             container.mux(stream.encode(None))
-    path.write_bytes(buffer.getvalue())
 
 
 def encode_jpeg(image: np.ndarray, quality: int = 82) -> bytes:

@@ -303,7 +303,7 @@ def _save_array(path: Path, array: np.ndarray) -> None:
     # Not np.save(path): on a full disk its error lacks the reason.
     memory = io.BytesIO()
     np.save(memory, array)
-    path.write_bytes(memory.getbuffer())
+    path.write_bytes(memory.getvalue())
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
