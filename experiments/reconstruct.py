@@ -21,6 +21,7 @@ from absl import flags, logging
 
 from align3r_jax import config as config_lib
 from align3r_jax import stages
+from align3r_jax.errors import UserError
 from align3r_jax.structs import Frames
 from experiments import cli
 
@@ -125,7 +126,7 @@ def main(argv: Sequence[str]) -> None:
 
     partial = output.with_name(output.name + ".partial")
     if partial.exists() and not RESUME.value:
-        shutil.rmtree(partial)
+        remove_partial(partial)
     run = stages.Run(
         partial, fingerprint(frames, config, model), resume=RESUME.value, show_progress=True
     )
@@ -172,11 +173,28 @@ def main(argv: Sequence[str]) -> None:
 
 
 def fingerprint(frames: Frames, config: config_lib.ReconstructConfig, model) -> str:
-    """Returns a hash of everything that a run's stages depend on."""
+    """Returns a hash of all that a run's stages depend on; the user's files by size and time."""
     digest = hashlib.sha256(np.ascontiguousarray(frames.images).tobytes())
     digest.update(json.dumps(dataclasses.asdict(config), sort_keys=True).encode())
     digest.update((model.checksum if model else "no weights").encode())
+    for spec in (config.prior, config.flow.source):
+        folder = Path(spec.removeprefix("files:"))
+        if spec.startswith("files:") and folder.is_dir():
+            for file in sorted(folder.iterdir()):
+                found = file.stat()
+                digest.update(f"{file.name} {found.st_size} {found.st_mtime_ns}".encode())
     return digest.hexdigest()
+
+
+def remove_partial(folder: Path) -> None:
+    """Removes what an interrupted run kept. UserError if the folder holds anything else."""
+    foreign = [path.name for path in folder.iterdir() if path.suffix not in (".npz", ".tmp")]
+    if foreign:
+        raise UserError(
+            f"{folder} is where an interrupted run keeps its stages, but it holds {foreign[0]!r}; "
+            "move it away or choose another --output."
+        )
+    shutil.rmtree(folder)
 
 
 def _closing(output: Path, summary: dict) -> str:

@@ -9,8 +9,10 @@ import pytest
 from absl.testing import flagsaver
 
 from align3r_jax import stages
+from align3r_jax.config import ReconstructConfig
 from align3r_jax.errors import UserError
 from align3r_jax.io import depth_files, scene_folder
+from align3r_jax.io import video as video_lib
 from align3r_jax.structs import Scene
 from experiments import reconstruct
 
@@ -109,6 +111,27 @@ def test_an_interrupted_run_resumes_at_the_stage_it_stopped(video, tmp_path, mon
     records = json.loads((output / "summary.json").read_text())["stages"]
     resumed = {record["stage"]: record.get("resumed", False) for record in records}
     assert resumed["depth prior"] and resumed["pair prediction"] and not resumed["alignment"]
+
+
+def test_a_folder_of_the_users_own_is_never_removed(video, tmp_path):
+    foreign = tmp_path / "scene.partial"
+    foreign.mkdir()
+    (foreign / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="thesis.tex"):
+        _run(video, tmp_path / "scene")
+    assert (foreign / "thesis.tex").exists()
+
+
+def test_changed_prior_files_are_not_resumed(video, tmp_path):
+    prior = tmp_path / "prior"
+    prior.mkdir()
+    (prior / "000.npy").write_bytes(b"one")
+    frames, _ = video_lib.read_frames(video, size=WIDTH)
+    config = ReconstructConfig(prior=f"files:{prior}")
+    before = reconstruct.fingerprint(frames, config, None)
+    assert reconstruct.fingerprint(frames, config, None) == before
+    (prior / "000.npy").write_bytes(b"another")
+    assert reconstruct.fingerprint(frames, config, None) != before
 
 
 def test_hierarchical_two_frames_and_user_prior(tmp_path):
