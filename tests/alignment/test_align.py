@@ -55,7 +55,7 @@ def test_recorded_run_with_flow_and_masks(golden_dir, scene, size):
     )
     assert (result.dynamic_mask != golden["dynamic_masks"]).mean() < 1e-3
     error = np.abs(result.trace["total"] / curve - 1)
-    assert error[:30].max() < 1e-4 and error.max() < 6e-2 and error[-1] < 1e-3
+    assert error[:30].max() < 1e-4 and error.max() < 6e-2 and error[-1] < 5e-4
     recorded.assert_final_state(result.variables, config, golden, "demo", size)
     names = ("pointmap_1", "pointmap_2", "smoothness", "flow_12", "flow_21")
     last = [result.trace[name][-1] for name in names]
@@ -79,7 +79,7 @@ def test_recorded_run_with_known_cameras(golden_dir, scene, size):
     result = align_lib.align(predictions, graph, None, config, known=known)
     np.testing.assert_allclose(result.trace["total"][0], golden["known_init_loss"], rtol=1e-3)
     error = np.abs(result.trace["total"] / curve - 1)
-    assert error[:30].max() < 1e-3 and error.max() < 6e-2 and error[-1] < 1e-3
+    assert error[:30].max() < 1e-3 and error.max() < 6e-2 and error[-1] < 5e-4
     geometry = variables_lib.decode(
         result.variables, variables_lib.settings_with_known(config, known), size
     )
