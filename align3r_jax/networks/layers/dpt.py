@@ -44,16 +44,20 @@ class Enlarge(nn.Module):
     """
 
     stride: int
+    features: int | None = None  # None keeps the channels
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
         batch, height, width, channels = features.shape
+        out_channels = channels if self.features is None else self.features
         zeros = nn.initializers.zeros_init()
-        kernel = self.param("kernel", zeros, (self.stride, self.stride, channels, channels))
-        bias = self.param("bias", zeros, (channels,))
+        kernel = self.param("kernel", zeros, (self.stride, self.stride, channels, out_channels))
         out = jnp.einsum("bhwc,ijcd->bhiwjd", features, kernel.astype(features.dtype))
-        out = out.reshape(batch, height * self.stride, width * self.stride, channels)
-        return out + bias.astype(out.dtype)
+        out = out.reshape(batch, height * self.stride, width * self.stride, out_channels)
+        if self.use_bias:
+            out = out + self.param("bias", zeros, (out_channels,)).astype(out.dtype)
+        return out
 
 
 class ResidualUnit(nn.Module):
