@@ -105,7 +105,11 @@ class FlowConfig:
     consistency: "reference" (sum of components < 3 px) or "norm" (Euclidean).
     """
 
-    source: str = "dis"  # dis, none, files:DIR
+    source: str = "dis"  # dis, raft, sea_raft, none, files:DIR
+    weights: str | None = None  # of raft and sea_raft; None: looked for by name
+    # Updates of raft and sea_raft: 20 in the reference implementation; SEA-RAFT was published
+    # with 4 (12 for its L), which is about twice as fast.
+    iterations: int = 20
     quality: Literal["medium", "high"] = "medium"
     consistency: Literal["norm", "reference"] = "norm"
     consistency_px: float = 1.0
@@ -169,8 +173,10 @@ class ReconstructConfig:
 
     predictor: Literal["auto", "network", "flow"] = "auto"
     # auto: the shipped monocular network where it passed its gates, else a plane; none for
-    # networks without a prior branch. Or small, plane, none, files:DIR.
+    # networks without a prior branch. Or small, plane, none, files:DIR, or the name of published
+    # weights (depth_pro, depth_anything_v2_small, ...).
     prior: str = "auto"
+    prior_weights: str | None = None  # file or folder; None: looked for by name
     refine_prior: bool = True  # let the shipped pairwise network clean a prior from files
     pairs: PairConfig = PairConfig()
     flow: FlowConfig = FlowConfig()
