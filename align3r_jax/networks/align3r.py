@@ -10,7 +10,6 @@ CroCo v2 (encoder, decoder), DUSt3R (heads, output), Align3R (prior branch). Wit
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from typing import Any
 
@@ -165,7 +164,7 @@ class Align3R(nn.Module):
         grid = (height // config.patch_size, width // config.patch_size)
         positions = patch_embed.positions(batch, grid, portrait)
 
-        with self._precision():
+        with attention.precision_context(self.precision):
             tokens, patches = self.encoder(images, positions, portrait)
             decoder_tokens = self.decoder_embed(tokens).astype(jnp.float32)
             intermediates = {"patches": patches}
@@ -218,7 +217,7 @@ class Align3R(nn.Module):
         """
         config = self.config
         head_dim = config.dec_embed_dim // config.dec_num_heads
-        with self._precision():
+        with attention.precision_context(self.precision):
             by1 = rope2d.rotation(features1.positions, head_dim, config.rope_base)
             by2 = rope2d.rotation(features2.positions, head_dim, config.rope_base)
             stream1, stream2 = [features1.decoder_tokens], [features2.decoder_tokens]
@@ -291,11 +290,6 @@ class Align3R(nn.Module):
             return upright
         turned = head(hooks, features.grid[::-1]).swapaxes(1, 2)
         return jnp.where(features.portrait[:, None, None, None], turned, upright)
-
-    def _precision(self) -> contextlib.AbstractContextManager:
-        if self.precision is None:
-            return contextlib.nullcontext()
-        return jax.default_matmul_precision(self.precision)
 
     def _check_images(
         self, images: jax.Array, prior_maps: jax.Array | None, landscape_only: bool

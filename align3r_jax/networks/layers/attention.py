@@ -1,7 +1,8 @@
-"""Attention with rotary positions: within one view, and from one view to the other."""
+"""Attention within one view and from one view to the other, with or without rotary positions."""
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import flax.linen as nn
@@ -11,6 +12,13 @@ import jax.numpy as jnp
 from align3r_jax.networks.layers import rope2d
 
 Dtype = Any
+
+
+def precision_context(precision: str | None) -> contextlib.AbstractContextManager:
+    """A context in which float32 products have this precision; None keeps the one in force."""
+    return (
+        contextlib.nullcontext() if precision is None else jax.default_matmul_precision(precision)
+    )
 
 
 def dense(features: int, dtype: Dtype, name: str | None = None) -> nn.Dense:
@@ -47,15 +55,16 @@ class SelfAttention(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens: jax.Array, by: rope2d.Rotation) -> jax.Array:
-        """tokens: (B, N, C). Returns (B, N, C)."""
+    def __call__(self, tokens: jax.Array, by: rope2d.Rotation | None = None) -> jax.Array:
+        """tokens: (B, N, C). by: None if they know where they are. Returns (B, N, C)."""
         channels = tokens.shape[-1]
         joint = dense(3 * channels, self.dtype, "qkv")(tokens)
         query, key, value = (
             _split_heads(part, self.num_heads) for part in jnp.split(joint, 3, axis=-1)
         )
-        mixed = attend(rope2d.rotate(query, by), rope2d.rotate(key, by), value)
-        return dense(channels, self.dtype, "out")(_join_heads(mixed))
+        if by is not None:
+            query, key = rope2d.rotate(query, by), rope2d.rotate(key, by)
+        return dense(channels, self.dtype, "out")(_join_heads(attend(query, key, value)))
 
 
 class CrossAttention(nn.Module):
