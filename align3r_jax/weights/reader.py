@@ -4,29 +4,30 @@
 |---|---|
 | `.pth` of DUSt3R, MonST3R, Align3R (`model`, `args`) | the constructor call in `args.model` |
 | `.pth` of CroCo v2 (`model`, `croco_kwargs`) | `croco_kwargs` |
+| `.pth`, `.pt` of Depth Anything V2, Depth Pro, RAFT, SEA-RAFT | names and shapes |
 | a bare state dict | names and shapes |
 | `.safetensors`, or a folder with one (or with the index of several) | `config.json` beside it |
 | a file that `store.export` wrote | its metadata |
 
-The kind of a file is seen from its first bytes, not from its name.
+The format of a file is seen from its first bytes and the kind of its network from the names of the
+parameters, neither from the name of the file.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors
 
-from align3r_jax.config import NetworkConfig
 from align3r_jax.errors import UserError
+from align3r_jax.weights import kinds, torch_file
 from align3r_jax.weights import settings as settings_lib
-from align3r_jax.weights import torch_file
-from align3r_jax.weights.tables import align3r as table
+from align3r_jax.weights.kinds import Kind
 
 CONFIG_FILE = "config.json"
 CONFIG_ENTRY = "align3r_jax"  # of the metadata of our own safetensors files
@@ -34,25 +35,19 @@ _INDEX = "model.safetensors.index.json"
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 # Twice the size of the network and of no use here.
 _SKIPPED = ("optimizer", "scaler", "lr_scheduler", "scheduler")
-# What names say about files of other networks; the first match speaks.
-_OTHER_MODELS = (
-    ("aggregator.", "VGGT weights"),
-    ("downstream_head1.head_local_features.", "MASt3R weights (its heads also predict features)"),
-    ("update_block.", "weights of an optical flow network (RAFT or SEA-RAFT)"),
-    ("depth_head.", "weights of a monocular depth network (Depth Anything)"),
-    ("neck.reassemble_stage.", "weights of a monocular depth network (Depth Anything)"),
-    ("encoder.patch_encoder.", "Depth Pro weights"),
-    ("depth_pro.", "Depth Pro weights"),
-)
 _SHOWN = 8
 
 
 class ReadWeights(NamedTuple):
-    """state: name -> array as published; config: what it implies; source: where it came from."""
+    """state: name -> array as published; config: what it implies; source: where it came from.
+
+    kind: of the network, by the names in the state.
+    """
 
     state: dict[str, np.ndarray]
-    config: NetworkConfig
+    config: Any
     source: dict[str, Any]
+    kind: Kind
 
 
 @dataclasses.dataclass
@@ -62,23 +57,33 @@ class _File:
     state: dict[str, np.ndarray]
     arguments: dict[str, Any]
     source: dict[str, Any]
-    config: NetworkConfig | None = None
+    config_text: str | None = None
 
 
-def read_weights(path: str | Path) -> ReadWeights:
-    """Returns the weights of a pairwise network (DUSt3R, MonST3R, Align3R, CroCo v2).
+def read_weights(
+    path: str | Path,
+    wanted: str | Sequence[str] | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> ReadWeights:
+    """Returns the weights of a network of any kind in `kinds.KINDS`.
 
-    path: a file, or a folder as on model hubs. Nothing in the file is executed. Raises UserError
-    when there is no such file, it is damaged or hostile, belongs to another kind of network, holds
-    numbers that are not finite, or contradicts its configuration.
+    path: a file, or a folder as on model hubs. wanted: the kinds that can be used, None: all.
+    arguments: settings of the network that its weights do not tell, where the file has none.
+    Nothing in the file is executed. Raises UserError when there is no such file, it is damaged or
+    hostile, belongs to another kind of network, holds numbers that are not finite, or contradicts
+    its configuration.
     """
     path = Path(path)
     file = _read_folder(path) if path.is_dir() else _read_file(path)
-    _refuse_other_models(file.state, path)
+    kind = kinds.recognise(file.state, path.name)
+    kinds.check_wanted(kind, wanted, path.name)
     _refuse_non_finite(file.state, path)
-    if file.config is None:
-        file.config = table.infer_config(file.state, file.arguments)
-    return ReadWeights(file.state, file.config, file.source)
+    if file.config_text is not None:
+        config = settings_lib.decode_network(file.config_text, path.name, kind)
+    else:
+        hints = {**(arguments or {}), **file.arguments}
+        config = kind.table_module.infer_config(file.state, hints)
+    return ReadWeights(file.state, config, file.source, kind)
 
 
 def read_state(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -115,7 +120,7 @@ def _read_file(path: Path) -> _File:
         state, metadata = _read_safetensors(path)
         file = _File(state, {}, {"file": path.name, "format": "safetensors"})
         if CONFIG_ENTRY in metadata:
-            file.config = settings_lib.decode_network(metadata[CONFIG_ENTRY], path.name)
+            file.config_text = metadata[CONFIG_ENTRY]
             return file
         return _with_config_file(file, path.parent)
     content = torch_file.read_torch(path, skip=_SKIPPED)
@@ -202,21 +207,6 @@ def _state_of(content: Any, path: Path) -> dict[str, np.ndarray]:
             f"{path.name}: the entries {_listed(others)} of its state dict are no tensors."
         )
     return {str(name): value for name, value in state.items()}
-
-
-def _refuse_other_models(state: Mapping[str, np.ndarray], path: Path) -> None:
-    names = [name.removeprefix("module.") for name in state]
-    for prefix, description in _OTHER_MODELS:
-        if any(name.startswith(prefix) for name in names):
-            raise UserError(
-                f"{path.name} holds {description}, not those of a pairwise network (DUSt3R, "
-                "MonST3R, Align3R, CroCo v2)."
-            )
-    if not any(name.startswith("enc_blocks.") for name in names):
-        raise UserError(
-            f"{path.name} holds no weights of a pairwise network (DUSt3R, MonST3R, Align3R, CroCo "
-            f"v2); its names are {_listed(names)}."
-        )
 
 
 def _refuse_non_finite(state: Mapping[str, np.ndarray], path: Path) -> None:

@@ -9,14 +9,14 @@ import ast
 import dataclasses
 import json
 import math
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from align3r_jax import config as config_lib
-from align3r_jax.config import NetworkConfig
 from align3r_jax.errors import UserError
-from align3r_jax.networks import align3r
+from align3r_jax.weights.kinds import Kind
 
 _MAX_TEXT = 5000  # real ones have about 400 characters
 _INF_NAMES = {"inf": math.inf}
@@ -83,7 +83,7 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def encode_network(config: NetworkConfig) -> dict[str, Any]:
+def encode_network(config: Any) -> dict[str, Any]:
     """Returns the configuration as JSON types; infinite numbers become text, as JSON has none."""
     return {
         name: str(value) if isinstance(value, float) and math.isinf(value) else value
@@ -91,20 +91,32 @@ def encode_network(config: NetworkConfig) -> dict[str, Any]:
     }
 
 
-def decode_network(values: str | Mapping[str, Any], source: str) -> NetworkConfig:
+def decode_network(values: str | Mapping[str, Any], source: str, kind: Kind) -> Any:
     """Returns the configuration of what `encode_network` gave, or of its JSON text.
 
     Raises UserError naming `source` when it is of another version or was edited badly.
     """
     try:
         values = dict(json.loads(values) if isinstance(values, str) else values)
-        floats = {f.name for f in dataclasses.fields(NetworkConfig) if f.type == "float"}
-        values = {k: float(v) if k in floats else v for k, v in values.items()}
-        config = config_lib.from_dict(NetworkConfig, values)
-        align3r.check_config(config)
+        config = _build(kind.config_class, values)
+        if hasattr(kind.network_module, "check_config"):
+            kind.network_module.check_config(config)
         return config
     except (ValueError, TypeError, ArithmeticError) as error:
         raise UserError(
             f"The network settings in {source} are not understood ({error}); convert the weights "
             "again with this version."
         ) from error
+
+
+def _build(settings: type, values: Mapping[str, Any]) -> Any:
+    """A dataclass, settings within settings included, with the numbers of its declared types."""
+    hints = typing.get_type_hints(settings)
+    typed = {}
+    for name, value in values.items():
+        hint = hints.get(name)
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+            typed[name] = _build(hint, value)
+        else:
+            typed[name] = float(value) if hint is float else _tuples(value)
+    return config_lib.from_dict(settings, typed)

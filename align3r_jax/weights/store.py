@@ -2,6 +2,7 @@
 
 `load` takes any of the three: `load("weights/align3r")` a folder that `save` wrote,
 `load("align3r_depthpro.pth")` an official file, `load("align3r_small")` what the package ships;
+`load("depth_pro.pt", kind=None)` a network of any kind, see `kinds.py`;
 `load(folder, sharding=NamedSharding(mesh, PartitionSpec()), dtype="bfloat16")` places and casts.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,36 +24,36 @@ from safetensors import numpy as safetensors_numpy
 
 from align3r_jax.config import NETWORK_PRESETS, NetworkConfig
 from align3r_jax.errors import UserError
-from align3r_jax.networks import align3r
 from align3r_jax.weights import folder as folder_lib
-from align3r_jax.weights import placement, reader
+from align3r_jax.weights import kinds, placement, reader
 from align3r_jax.weights import settings as settings_lib
+from align3r_jax.weights.kinds import PAIRWISE
 from align3r_jax.weights.placement import Params, Shardings
-from align3r_jax.weights.tables import align3r as table
 
-_PAIRWISE = "pairwise"
+_SETTINGS = "settings"  # kind of shipped networks that only their own code understands
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadedNetwork:
-    """A pairwise network ready to run.
+    """A network ready to run.
 
-    params: nested dictionary of arrays. name: the folder, file or shipped network. checksum:
-    identifies settings and values as stored (before any change of type). meta: where they came
-    from.
+    config: its settings, NetworkConfig for a pairwise one. params: nested dictionary of arrays.
+    name: the folder, file or shipped network. checksum: identifies settings and values as stored
+    (before any change of type). meta: where they came from. kind: a name of `kinds.KINDS`.
     """
 
-    config: NetworkConfig
+    config: Any
     params: dict[str, Any]
     name: str
     checksum: str
     meta: dict[str, Any]
+    kind: str = PAIRWISE
 
 
 def save(
     directory: str | Path,
     params: Params,
-    config: NetworkConfig,
+    config: Any,
     meta: Mapping[str, Any] | None = None,
     *,
     overwrite: bool = False,
@@ -64,8 +65,8 @@ def save(
     earlier weights) or `params` are not those of `config`.
     """
     _check_tree(params, config, str(directory))
-    network = settings_lib.encode_network(config)
-    return _write(Path(directory), params, _PAIRWISE, network, meta, overwrite, packed=False)
+    network, kind = settings_lib.encode_network(config), kinds.of_config(config).name
+    return _write(Path(directory), params, kind, network, meta, overwrite, packed=False)
 
 
 def save_shipped(directory: str | Path, params: Params, config: Any) -> str:
@@ -74,10 +75,10 @@ def save_shipped(directory: str | Path, params: Params, config: Any) -> str:
     config: a NetworkConfig, or the dictionary of settings of another kind of network, which
     `load_shipped` gives back. Replaces earlier weights in `directory`.
     """
-    kind, network = "settings", config
+    kind, network = _SETTINGS, config
     if isinstance(config, NetworkConfig):
         _check_tree(params, config, str(directory))
-        kind, network = _PAIRWISE, settings_lib.encode_network(config)
+        kind, network = PAIRWISE, settings_lib.encode_network(config)
     params = jax.tree.map(lambda x: placement.cast(np.asarray(x), "float16"), dict(params))
     _refuse_non_finite(params)
     return _write(Path(directory), params, kind, dict(network), None, overwrite=True, packed=True)
@@ -86,32 +87,39 @@ def save_shipped(directory: str | Path, params: Params, config: Any) -> str:
 def load(
     source: str | Path,
     *,
+    kind: str | Sequence[str] | None = PAIRWISE,
     sharding: Shardings | None = None,
     dtype: Any = None,
     initialise_missing: bool = False,
+    arguments: Mapping[str, Any] | None = None,
 ) -> LoadedNetwork:
-    """Returns a pairwise network from a converted folder, an official file, or a shipped name.
+    """Returns a network from a converted folder, an official file, or a shipped name.
 
-    sharding: where the parameters go (None: the default device); converted folders are read
-    straight into it, each device its part. dtype: float32, bfloat16 or float16 for all floating
-    parameters; None keeps the stored type (float16, a storage format here, becomes float32).
+    kind: what it may be, names of `kinds.KINDS`; None accepts every kind. sharding: where the
+    parameters go (None: the default device); converted folders are read straight into it, each
+    device its part. dtype: float32, bfloat16 or float16 for all floating parameters; None keeps the
+    stored type (float16, a storage format here, becomes float32).
     initialise_missing: files of an earlier stage of training (CroCo v2) get new heads.
-    Raises UserError when there is nothing usable, or when what was stored is damaged.
+    arguments: settings that an official file does not tell (max_depth of a metric network).
+    Raises UserError when there is nothing usable, when it is of another kind, or when what was
+    stored is damaged.
     """
     path = _locate(source)
     dtype = None if dtype is None else placement.known_dtype(dtype)
     if path.is_dir() and folder_lib.is_weights(path):
-        return _load_folder(path, sharding, dtype)
-    weights = reader.read_weights(path)
+        return _load_folder(path, kind, sharding, dtype)
+    weights = reader.read_weights(path, kind, arguments)
     initial = None
     if initialise_missing:
-        initial = align3r.init_params(weights.config, jax.random.key(0))
-    elif not any("downstream_head" in name for name in weights.state):
+        initial = weights.kind.network_module.init_params(weights.config, jax.random.key(0))
+    elif weights.kind.name == PAIRWISE and not any(
+        "downstream_head" in name for name in weights.state
+    ):
         raise UserError(
             f"{path.name} has no heads: these are weights of CroCo's pre-training, which predict "
             "no point maps. To start a training from them, convert with --initialise_missing."
         )
-    params = table.import_state(weights.state, weights.config, initial)
+    params = weights.kind.table_module.import_state(weights.state, weights.config, initial)
     described = folder_lib.describe(_flatten(params))
     return LoadedNetwork(
         weights.config,
@@ -119,7 +127,19 @@ def load(
         path.stem if path.is_file() else path.name,
         folder_lib.checksum(settings_lib.encode_network(weights.config), described),
         {"source": weights.source},
+        weights.kind.name,
     )
+
+
+def stored_checksum(source: str | Path) -> str | None:
+    """Returns the checksum of a converted folder or shipped network without reading its values.
+
+    None for an official file: it has to be loaded. Raises UserError as `load`.
+    """
+    path = _locate(source)
+    if not (path.is_dir() and folder_lib.is_weights(path)):
+        return None
+    return folder_lib.read_manifest(path)["checksum"]
 
 
 def load_shipped(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -140,9 +160,7 @@ def shipped_checksum(name: str) -> str:
     return folder_lib.read_manifest(_find_shipped(name))["checksum"]
 
 
-def export(
-    params: Params, config: NetworkConfig, path: str | Path, *, overwrite: bool = False
-) -> Path:
+def export(params: Params, config: Any, path: str | Path, *, overwrite: bool = False) -> Path:
     """Writes a `.safetensors` file with the names and layouts of the reference implementation.
 
     It holds the configuration too, so `load` reads it back to the same parameters. Raises
@@ -151,7 +169,7 @@ def export(
     path = Path(path)
     check_export(path, overwrite)
     params = jax.tree.map(np.asarray, dict(params))
-    state = table.export_state(params, config)
+    state = kinds.of_config(config).table_module.export_state(params, config)
     text = json.dumps(settings_lib.encode_network(config))
     size = sum(array.nbytes for array in state.values())
     with folder_lib.written_at_once(path, size) as hidden:
@@ -252,13 +270,13 @@ def _flatten(params: Params) -> dict[str, np.ndarray]:
     return {path: np.asarray(leaf, order="C") for path, leaf in sorted(flat.items())}
 
 
-def _check_tree(params: Params, config: NetworkConfig, place: str) -> None:
+def _check_tree(params: Params, config: Any, place: str) -> None:
     """Refuses parameters of another network, and parameters that are not finite."""
     _compare({path: list(np.shape(leaf)) for path, leaf in _flatten(params).items()}, config, place)
     _refuse_non_finite(params)
 
 
-def _compare(shapes: Mapping[str, list[int]], config: NetworkConfig, place: str) -> None:
+def _compare(shapes: Mapping[str, list[int]], config: Any, place: str) -> None:
     expected = _expected_shapes(config)
     wrong = [
         f"{path} is {tuple(shapes[path]) if path in shapes else 'missing'}, expected "
@@ -274,8 +292,9 @@ def _compare(shapes: Mapping[str, list[int]], config: NetworkConfig, place: str)
 
 
 @functools.lru_cache(maxsize=8)  # tracing a network takes a second
-def _expected_shapes(config: NetworkConfig) -> dict[str, tuple[int, ...]]:
-    flat = traverse_util.flatten_dict(align3r.abstract_params(config), sep="/")
+def _expected_shapes(config: Any) -> dict[str, tuple[int, ...]]:
+    abstract = kinds.of_config(config).network_module.abstract_params(config)
+    flat = traverse_util.flatten_dict(abstract, sep="/")
     return {path: tuple(leaf.shape) for path, leaf in flat.items()}
 
 
@@ -291,14 +310,18 @@ def _refuse_non_finite(params: Params) -> None:
 # ---- reading
 
 
-def _load_folder(path: Path, sharding: Shardings | None, dtype: str | None) -> LoadedNetwork:
+def _load_folder(
+    path: Path, wanted: str | Sequence[str] | None, sharding: Shardings | None, dtype: str | None
+) -> LoadedNetwork:
     manifest = folder_lib.read_manifest(path)
-    if manifest["kind"] != _PAIRWISE:
+    if manifest["kind"] == _SETTINGS:
         raise UserError(
-            f"{path} holds weights of another kind of network ({manifest['kind']}), expected a "
-            "pairwise network (DUSt3R, MonST3R, Align3R)."
+            f"{path} holds weights of another kind of network (a shipped one, chosen by its name "
+            "only)."
         )
-    config = settings_lib.decode_network(manifest["network"], str(path))
+    kind = kinds.get(manifest["kind"])
+    kinds.check_wanted(kind, wanted, str(path))
+    config = settings_lib.decode_network(manifest["network"], str(path), kind)
     _compare({k: v[1] for k, v in manifest["parameters"].items()}, config, str(path))
     return LoadedNetwork(
         config,
@@ -306,4 +329,5 @@ def _load_folder(path: Path, sharding: Shardings | None, dtype: str | None) -> L
         path.name,
         manifest["checksum"],
         manifest["meta"],
+        kind.name,
     )

@@ -154,7 +154,7 @@ def test_unusable_input_gives_one_sentence_and_leaves_nothing(golden_dir, golden
     (tmp_path / "page.pth").write_bytes(b"<html>404")
     hostile = torch_writer.name("os", "system") + b"(" + torch_writer.text("touch owned") + b"tR"
     torch_writer.write_zip(tmp_path / "hostile.pth", torch_writer.Raw(hostile))
-    torch_writer.write_zip(tmp_path / "raft.pth", {"module.update_block.x": np.ones(2, "f4")})
+    torch_writer.write_zip(tmp_path / "vggt.pth", {"module.aggregator.x": np.ones(2, "f4")})
     wrong = dict(state)
     del wrong["enc_norm.bias"]
     wrong["enc_norm.extra"] = np.ones(2, "f4")
@@ -174,7 +174,7 @@ def test_unusable_input_gives_one_sentence_and_leaves_nothing(golden_dir, golden
         ("cut.pth", "out"): "truncated or damaged",
         ("page.pth", "out"): "web page",
         ("hostile.pth", "out"): "os.system",
-        ("raft.pth", "out"): "optical flow",
+        ("vggt.pth", "out"): "VGGT",
         ("absent.pth", "out"): "no weights at",
         ("linear", "taken"): "exists",
         ("linear", "taken", "--overwrite"): "would remove it",

@@ -110,10 +110,6 @@ def test_croco_settings(networks, tmp_path):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["module.fnet.conv1.weight", "module.update_block.gru.convz1.weight"], "optical flow"),
-        (["pretrained.cls_token", "depth_head.projects.0.weight"], "Depth Anything"),
-        (["backbone.embeddings.cls_token", "neck.reassemble_stage.layers.0.x"], "Depth Anything"),
-        (["encoder.patch_encoder.cls_token"], "Depth Pro"),
         (["enc_blocks.0.norm1.weight", "downstream_head1.head_local_features.fc1.x"], "MASt3R"),
         (["aggregator.x", "depth_head.y"], "VGGT"),
         (["layer1.0.conv1.weight", "fc.bias"], r"names are .*layer1\.0\.conv1\.weight"),
