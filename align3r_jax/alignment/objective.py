@@ -30,7 +30,8 @@ class Problem:
     """The data of one alignment, laid out once for the loop. A pytree: stack several and vmap.
 
     pixels: (2, L) x and y of the pixels. initial_log_depth: (T, L) and dynamic: (T, L) bool, for
-    the depth regulariser.
+    the depth regulariser. frame_valid: (T,), pair_valid: (P,), 0 or 1: frames and pairs with 0 only
+    fill up the shape, whatever they hold, and the loss is that of the others alone; None: all 1.
     """
 
     pointmaps: pointmap.PointmapData
@@ -39,6 +40,8 @@ class Problem:
     dynamic: Array
     pixels: Array
     image_size: tuple[int, int] = struct.field(pytree_node=False)
+    frame_valid: Array | None = None
+    pair_valid: Array | None = None
 
 
 def prepare(
@@ -48,28 +51,45 @@ def prepare(
     initial: AlignmentVariables,
     dynamic_mask: Array | None,
     config: AlignmentConfig,
+    frame_valid: Array | None = None,
+    pair_valid: Array | None = None,
 ) -> Problem:
-    """Returns the problem. dynamic_mask: (T, H, W) bool, None: nothing moves by itself."""
+    """Returns the problem; traceable, also in the lists of pairs.
+
+    dynamic_mask: (T, H, W) bool, None: nothing moves by itself. frame_valid (T,), pair_valid (P,):
+    bool, what only fills up the shape is False. None: all valid.
+    """
     frames, height, width = initial.log_depth.shape
+    dtype = jnp.promote_types(jnp.result_type(initial.log_depth), jnp.float32)
     if dynamic_mask is None:
         dynamic_mask = jnp.zeros((frames, height, width), bool)
-    fields = None
-    if optical_flow is not None and config.flow_weight > 0:
-        fields = flow.prepare(
-            optical_flow,
-            *flow.field_indices(optical_flow, graph),
-            ~jnp.asarray(dynamic_mask, bool),
-            config.flow_use_weight,
-        )
+    if frame_valid is not None:
+        frame_valid = jnp.asarray(frame_valid).astype(dtype)
+    if pair_valid is not None:
+        pair_valid = jnp.asarray(pair_valid).astype(dtype)
     return Problem(
-        pointmaps=pointmap.prepare(predictions, graph, config.confidence_weight),
-        flow=fields,
+        pointmaps=pointmap.prepare(predictions, graph, config.confidence_weight, pair_valid),
+        flow=_prepare_flow(optical_flow, graph, dynamic_mask, config, pair_valid),
         # A copy: the variables' own buffers are donated to the loop.
         initial_log_depth=jnp.array(initial.log_depth).reshape(frames, -1),
         dynamic=jnp.asarray(dynamic_mask, bool).reshape(frames, -1),
         pixels=warp.pixel_grid(height, width, initial.log_depth.dtype).reshape(-1, 2).T,
         image_size=(height, width),
+        frame_valid=frame_valid,
+        pair_valid=pair_valid,
     )
+
+
+def _prepare_flow(optical_flow, graph, dynamic_mask, config, pair_valid) -> flow.FlowData | None:
+    if optical_flow is None or config.flow_weight <= 0:
+        return None
+    index12, index21 = flow.field_indices(optical_flow, graph)
+    if pair_valid is not None:
+        index12, index21 = (jnp.where(pair_valid > 0, index, -1) for index in (index12, index21))
+    # A pair and its reverse share their two fields, unless every pair has two of its own.
+    equal_roles = graph.symmetric and optical_flow.flow.shape[0] != 2 * graph.num_pairs
+    static = ~jnp.asarray(dynamic_mask, bool)
+    return flow.prepare(optical_flow, index12, index21, static, config.flow_use_weight, equal_roles)
 
 
 def with_dynamic_mask(problem: Problem, dynamic_mask: Array) -> Problem:
@@ -99,17 +119,27 @@ def evaluate(
     terms by name, unweighted (the flow terms also while the gate drops them; 0 before the start),
     and "pairs": (2, P), mean weighted residual of both sides of every pair.
     """
-    geometry = variables_module.decode(variables, config, problem.image_size)
+    frame_valid, pair_valid = problem.frame_valid, problem.pair_valid
+    variables = variables_module.without_invalid(variables, frame_valid, pair_valid)
+    geometry = variables_module.decode(variables, config, problem.image_size, pair_valid)
     total, pairs = pointmap.alignment(
-        geometry, problem.pixels, problem.pointmaps, config.distance, config.residual_over_scale
+        geometry,
+        problem.pixels,
+        problem.pointmaps,
+        config.distance,
+        config.residual_over_scale,
+        pair_valid,
     )
-    terms = {"pointmap_1": jnp.mean(pairs[0]), "pointmap_2": jnp.mean(pairs[1]), "pairs": pairs}
+    terms = {"pairs": pairs}
+    for side in (0, 1):
+        mean = variables_module.mean_of_valid(pairs[side], pair_valid)
+        terms[f"pointmap_{side + 1}"] = mean
     zero = jnp.zeros_like(total)
 
     terms["smoothness"] = zero
     if geometry.world_from_cam.shape[0] > 1:
         terms["smoothness"] = smoothness.smoothness(
-            geometry.world_from_cam, config.smoothness_translation_weight
+            geometry.world_from_cam, config.smoothness_translation_weight, frame_valid
         )
     total = total + config.smoothness_weight * terms["smoothness"]
 
@@ -130,10 +160,14 @@ def evaluate(
 
     terms["depth"] = zero
     if config.depth_regulariser_weight > 0:
+        initial = problem.initial_log_depth
+        if frame_valid is not None:
+            initial = jnp.where(frame_valid[:, None] > 0, initial, 0)
         terms["depth"] = depth_prior.log_depth_change(
             variables.log_depth.reshape(problem.dynamic.shape),
-            problem.initial_log_depth,
+            initial,
             problem.dynamic,
+            frame_valid,
         )
         total = total + config.depth_regulariser_weight * terms["depth"]
     return total, terms

@@ -94,11 +94,57 @@ def settings_with_known(config: AlignmentConfig, known: Known | None) -> Alignme
     return config
 
 
-def scale_normalisation(pair_log_scale: Array, config: AlignmentConfig) -> Array:
-    """Returns g = base_scale / geometric mean of the pair scales, () ; 1 if not normalised."""
+def scale_normalisation(
+    pair_log_scale: Array, config: AlignmentConfig, pair_valid: Array | None = None
+) -> Array:
+    """Returns g = base_scale / geometric mean of the pair scales, () ; 1 if not normalised.
+
+    pair_valid: (P,) 0 or 1, the pairs that count; None: all.
+    """
     if not config.normalise_pair_scale:
         return jnp.ones((), pair_log_scale.dtype)
-    return jnp.exp(jnp.log(config.base_scale) - jnp.mean(pair_log_scale))
+    return jnp.exp(jnp.log(config.base_scale) - mean_of_valid(pair_log_scale, pair_valid))
+
+
+def mean_of_valid(values: Array, valid: Array | None) -> Array:
+    """Returns the mean of the values (n,) with `valid` (n,) 1, 0 without any; None: of all.
+
+    What is not valid must still be finite.
+    """
+    if valid is None:
+        return jnp.mean(values)
+    return jnp.sum(valid * values) / jnp.maximum(jnp.sum(valid), 1)
+
+
+def without_invalid(
+    variables: AlignmentVariables, frame_valid: Array | None, pair_valid: Array | None
+) -> AlignmentVariables:
+    """Returns the variables with 0 (the identity) in frames and pairs that only fill up a shape.
+
+    So whatever they hold, NaN included, reaches neither the loss nor a gradient. frame_valid: (T,),
+    pair_valid: (P,), 0 or 1; None: all valid.
+    """
+
+    def keep(valid, names):
+        kept = {}
+        for name in names if valid is not None else ():
+            value = getattr(variables, name)
+            if value.shape[0] != valid.shape[0]:
+                continue  # a shared focal
+            neutral = jnp.zeros(value.shape[1:], value.dtype)
+            if name.endswith("quaternion"):
+                neutral = neutral.at[3].set(1)
+            is_valid = jnp.reshape(valid > 0, (-1,) + (1,) * neutral.ndim)
+            kept[name] = jnp.where(is_valid, value, neutral)
+        return kept
+
+    frame_groups = (
+        "log_depth", "frame_quaternion", "frame_translation", "log_focal", "principal_point",
+    )  # fmt: skip
+    pair_groups = ("pair_quaternion", "pair_translation", "pair_log_scale", "pair_adaptor")
+    return dataclasses.replace(
+        variables, **keep(frame_valid, frame_groups), **keep(pair_valid, pair_groups)
+    )
 
 
 def encode(
@@ -178,16 +224,22 @@ def adaptor_scale(pair_adaptor: Array, config: AlignmentConfig) -> Array:
 
 
 def decode(
-    variables: AlignmentVariables, config: AlignmentConfig, image_size: tuple[int, int]
+    variables: AlignmentVariables,
+    config: AlignmentConfig,
+    image_size: tuple[int, int],
+    pair_valid: Array | None = None,
 ) -> Geometry:
-    """Returns what the variables mean. image_size: (H, W) of the working size."""
+    """Returns what the variables mean. image_size: (H, W) of the working size.
+
+    pair_valid: (P,) 0 or 1, the pairs whose scales are normalised; None: all.
+    """
     height, width = image_size
     frames = variables.frame_quaternion.shape[0]
     focal = jnp.exp(jnp.broadcast_to(variables.log_focal, (frames,)) / config.focal_break)
     centre = jnp.array([width / 2, height / 2], focal.dtype)
     principal_point = centre + PRINCIPAL_POINT_UNIT * variables.principal_point
     scale = jnp.exp(variables.pair_log_scale) * scale_normalisation(
-        variables.pair_log_scale, config
+        variables.pair_log_scale, config, pair_valid
     )
     rotation = rigid.matrix_from_quaternion(variables.pair_quaternion)
     stretch = adaptor_scale(variables.pair_adaptor, config)

@@ -40,39 +40,50 @@ class FlowData:
 
 def prepare(
     flow: OpticalFlow,
-    index12: np.ndarray,
-    index21: np.ndarray,
+    index12: Array,
+    index21: Array,
     static: Array,
     use_weight: bool,
+    equal_roles: bool = False,
 ) -> FlowData | None:
     """Returns the fields that serve a pair; None if there is none.
 
     index12, index21: (P,) the field i -> j and the field j -> i of every pair, -1 if it has none.
+    NumPy: only the fields that serve a pair are kept. Traced: all are, the others count 0 times,
+    and `equal_roles` says whether every field surely stands as often in both roles.
     static: (T, H, W) bool. use_weight: weight residuals by `flow.weight` (parity: False).
     """
     fields, height, width = flow.flow.shape[:3]
-    count = np.zeros((2, fields), np.float32)
-    for role, index in enumerate((index12, index21)):
-        np.add.at(count[role], index[index >= 0], 1)
-    used = np.flatnonzero(count.sum(axis=0))
-    if len(used) == 0:
-        return None
-    order, valid = pointmap.sort_and_pad(np.asarray(flow.pairs)[used, 0], height * width)
+    pairs = flow.pairs
+    if isinstance(index12, jax.Array):
+        rows = jnp.stack([index12, index21])
+        count = jnp.sum(rows[:, :, None] == jnp.arange(fields), axis=1, dtype=jnp.float32)
+        count = count[:1] if equal_roles else count
+        used = jnp.arange(fields)
+    else:
+        count = np.zeros((2, fields), np.float32)
+        for role, index in enumerate((index12, index21)):
+            np.add.at(count[role], index[index >= 0], 1)
+        used = np.flatnonzero(count.sum(axis=0))
+        if len(used) == 0:
+            return None
+        count = count[:1] if np.array_equal(count[0], count[1]) else count
+        pairs = np.asarray(pairs)
+    order, valid = pointmap.sort_and_pad(pairs[used, 0], height * width)
     order = used[order].astype(np.int32)
-    roles = count[:1] if np.array_equal(count[0], count[1]) else count
     values, trust = _component_wise(
         flow.flow,
         flow.weight if use_weight else None,
         order.reshape(-1),
         valid.reshape(-1),
     )
-    source, target = np.moveaxis(np.asarray(flow.pairs, np.int32)[order], -1, 0)
+    source, target = (jnp.asarray(pairs[order, side], jnp.int32) for side in (0, 1))
     return FlowData(
         flow=values.reshape(*order.shape, 2, -1),
         trust=trust.reshape(*order.shape, -1),
-        source=jnp.asarray(source),
-        target=jnp.asarray(target),
-        count=jnp.asarray(roles[:, order] * valid),
+        source=source,
+        target=target,
+        count=jnp.asarray(count[:, order] * valid),
         static=static_weight(static),
     )
 
@@ -87,7 +98,8 @@ def _component_wise(flow, weight, order, valid):
         trust = jnp.ones_like(values[0])
         if weight is not None:
             trust = weight[row].astype(values.dtype).reshape(-1)
-        return values, jnp.where(is_valid, trust, 0)
+        usable = is_valid & jnp.all(jnp.isfinite(values), axis=0) & jnp.isfinite(trust)
+        return jnp.where(usable, values, 0), jnp.where(usable, trust, 0)
 
     return jax.lax.map(load, (order, valid))
 
@@ -97,13 +109,16 @@ def static_weight(static: Array) -> Array:
     return jnp.asarray(static).reshape(static.shape[0], -1).astype(jnp.float32)
 
 
-def field_indices(flow: OpticalFlow, graph: PairGraph) -> tuple[np.ndarray, np.ndarray]:
+def field_indices(flow: OpticalFlow, graph: PairGraph) -> tuple[Array, Array]:
     """Returns (index12, index21), (P,) each: the fields of every pair, -1 where there is none.
 
     A flow that lists one field for every pair and then one for every pair reversed, in the order of
     the graph, is taken as it stands: pairs (i, j) and (j, i) may have estimates of their own.
+    Traceable in both lists of pairs.
     """
     count = graph.num_pairs
+    if isinstance(flow.pairs, jax.Array) or isinstance(graph.pairs, jax.Array):
+        return _traced_field_indices(jnp.asarray(flow.pairs), jnp.asarray(graph.pairs))
     if np.array_equal(flow.pairs, np.concatenate([graph.pairs, graph.pairs[:, ::-1]])):
         return np.arange(count, dtype=np.int32), np.arange(count, 2 * count, dtype=np.int32)
     position = {tuple(pair): k for k, pair in enumerate(np.asarray(flow.pairs).tolist())}
@@ -111,6 +126,17 @@ def field_indices(flow: OpticalFlow, graph: PairGraph) -> tuple[np.ndarray, np.n
     index12 = [position.get((i, j), -1) for i, j in pairs]
     index21 = [position.get((j, i), -1) for i, j in pairs]
     return np.array(index12, np.int32), np.array(index21, np.int32)
+
+
+def _traced_field_indices(fields: Array, pairs: Array) -> tuple[Array, Array]:
+    count, last = pairs.shape[0], fields.shape[0] - 1
+    directed = jnp.concatenate([pairs, pairs[:, ::-1]])
+    equal = jnp.all(directed[:, None] == fields[None], axis=-1)
+    # The last of several fields of one direction counts, as on the host.
+    index = jnp.where(jnp.any(equal, axis=1), last - jnp.argmax(equal[:, ::-1], axis=1), -1)
+    if fields.shape[0] == 2 * count:
+        index = jnp.where(jnp.all(directed == fields), jnp.arange(2 * count), index)
+    return index[:count], index[count:]
 
 
 def _field_residual(disparity, homography, epipole, data_chunk, static, pixels):

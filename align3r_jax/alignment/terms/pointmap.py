@@ -67,24 +67,39 @@ def chunk_length(count: int, pixels: int) -> int:
     return max(2, min(count, elements // pixels))
 
 
-def sort_and_pad(keys: np.ndarray, pixels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (order, valid), both (N, C): rows sorted by key, the last chunk filled with row 0."""
-    order = np.argsort(keys, kind="stable")
-    length = chunk_length(len(order), pixels)
-    missing = -len(order) % length
-    valid = np.arange(len(order) + missing) < len(order)
-    order = np.concatenate([order, np.zeros(missing, order.dtype)])
-    return order.reshape(-1, length).astype(np.int32), valid.reshape(-1, length)
+def sort_and_pad(keys: Array | np.ndarray, pixels: int) -> tuple[Array, np.ndarray]:
+    """Returns (order, valid), both (N, C): rows sorted by key, the last chunk filled with row 0.
+
+    keys: (n,), NumPy or traced.
+    """
+    length = chunk_length(len(keys), pixels)
+    missing = -len(keys) % length
+    valid = np.arange(len(keys) + missing) < len(keys)
+    if isinstance(keys, jax.Array):
+        order = jnp.pad(jnp.argsort(keys, stable=True), (0, missing)).astype(jnp.int32)
+    else:
+        order = np.pad(np.argsort(keys, kind="stable"), (0, missing)).astype(np.int32)
+    return order.reshape(-1, length), valid.reshape(-1, length)
 
 
 def prepare(
-    predictions: PairPredictions, graph: PairGraph, kind: Literal["log", "sqrt", "m1", "id"]
+    predictions: PairPredictions,
+    graph: PairGraph,
+    kind: Literal["log", "sqrt", "m1", "id"],
+    pair_valid: Array | None = None,
 ) -> PointmapData:
-    """Returns the observations of all pairs; `kind` turns confidences into weights."""
+    """Returns the observations of all pairs; `kind` turns confidences into weights.
+
+    Points or confidences that are not finite get weight 0, and so do negative weights and all
+    pairs with pair_valid (P,) 0. Traceable, also in `graph.pairs`.
+    """
     pairs, height, width = predictions.confidence1.shape
-    frame = np.concatenate([graph.pairs[:, 0], graph.pairs[:, 1]])
+    frame = graph.pairs.T.reshape(-1)
     order, valid = sort_and_pad(frame, height * width)
-    points, weight = _component_wise(predictions, order.reshape(-1), valid.reshape(-1), kind)
+    usable = jnp.asarray(valid)
+    if pair_valid is not None:
+        usable &= (jnp.asarray(pair_valid) > 0)[order % pairs]
+    points, weight = _component_wise(predictions, order.reshape(-1), usable.reshape(-1), kind)
     return PointmapData(
         points=points.reshape(*order.shape, 3, -1),
         weight=weight.reshape(*order.shape, -1),
@@ -106,10 +121,14 @@ def _component_wise(predictions, order, valid, kind):
         def side(first, second):
             return jax.lax.cond(row < pairs, lambda: first[pair], lambda: second[pair])
 
-        points = side(predictions.pointmap1, predictions.pointmap2)
-        confidence = side(predictions.confidence1, predictions.confidence2)
-        weight = confidence_weight(at_least_float32(confidence).reshape(-1), kind)
-        return at_least_float32(points).reshape(-1, 3).T, jnp.where(is_valid, weight, 0)
+        points = at_least_float32(side(predictions.pointmap1, predictions.pointmap2))
+        confidence = at_least_float32(side(predictions.confidence1, predictions.confidence2))
+        points, confidence = points.reshape(-1, 3).T, confidence.reshape(-1)
+        usable = is_valid & jnp.all(jnp.isfinite(points), axis=0)
+        usable &= jnp.isfinite(confidence) & (confidence > 0)
+        # Masked before the logarithm: what is not finite must not reach a gradient either.
+        weight = confidence_weight(jnp.where(usable, confidence, 1), kind)
+        return jnp.where(usable, points, 0), jnp.where(usable, jnp.maximum(weight, 0), 0)
 
     return jax.lax.map(load, (order, valid))
 
@@ -222,12 +241,15 @@ def alignment(
     data: PointmapData,
     distance: Literal["l1", "l2"],
     residual_over_scale: bool = False,
+    pair_valid: Array | None = None,
 ) -> tuple[Array, Array]:
     """L = sum_e sum_p w rho(X_i - sigma_e (R_e (a_e x_i,e) + T_e)) / (P L) + the same for frame j.
 
     residual_over_scale: the residual is divided by sigma_e first, so that with known poses the
-    loss does not fall by shrinking everything. Returns L and its parts per pair, (2, P): the mean
-    over the pixels of each side (without a gradient). alignment terms of DUSt3R, eq. 5.
+    loss does not fall by shrinking everything. pair_valid: (P,) 0 or 1, the pairs counted by P;
+    the observations of the others have weight 0 (`prepare`). Returns L and its parts per pair,
+    (2, P): the mean over the pixels of each side (without a gradient). alignment terms of DUSt3R,
+    eq. 5.
     """
     points = world_points(geometry, pixels)
     pair_weight = jnp.ones_like(geometry.pair_scale)
@@ -237,4 +259,5 @@ def alignment(
         points, geometry.pair_matrix, geometry.pair_offset, pair_weight, data, distance
     )
     parts = jax.lax.stop_gradient(parts * pair_weight) / pixels.shape[1]
-    return total / (data.num_pairs * pixels.shape[1]), parts
+    count = data.num_pairs if pair_valid is None else jnp.maximum(jnp.sum(pair_valid), 1)
+    return total / (count * pixels.shape[1]), parts

@@ -17,6 +17,14 @@ def per_step(world_from_cam: Array, translation_weight: float) -> Array:
     return turn + translation_weight * rigid.safe_norm(step[:, :3, 3])
 
 
-def smoothness(world_from_cam: Array, translation_weight: float) -> Array:
-    """sum_n l_n (a sum, not a mean) over consecutive frames (MonST3R, eq. 4)."""
-    return jnp.sum(per_step(world_from_cam, translation_weight))
+def smoothness(
+    world_from_cam: Array, translation_weight: float, frame_valid: Array | None = None
+) -> Array:
+    """sum_n l_n (a sum, not a mean) over consecutive frames (MonST3R, eq. 4).
+
+    frame_valid: (T,) 0 or 1; only steps between two valid frames count. None: all.
+    """
+    steps = per_step(world_from_cam, translation_weight)
+    if frame_valid is not None:
+        steps = steps * frame_valid[:-1] * frame_valid[1:]
+    return jnp.sum(steps)
