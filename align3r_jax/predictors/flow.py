@@ -11,7 +11,6 @@ import dataclasses
 
 import cv2
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
@@ -30,19 +29,21 @@ _SURE = 0.1  # deviation of log depth at which confidence is halved
 
 @struct.dataclass
 class FlowState:
-    """The clip's solution. depth, confidence, dynamic_mask: (T, H, W); world_from_cam: (T, 4, 4);
-    focal: () pixels; parallax: (T,) median pixels by which depth shows in the flow; residual: ()
-    median pixels; trusted: () share of flow that is consistent; prior_used: () bool."""
+    """The clip's solution, NumPy arrays: the device sees the frames of one graph at a time.
 
-    depth: jax.Array
-    confidence: jax.Array
-    dynamic_mask: jax.Array
-    world_from_cam: jax.Array
-    focal: jax.Array
-    parallax: jax.Array
-    residual: jax.Array
-    trusted: jax.Array
-    prior_used: jax.Array
+    depth, confidence, dynamic_mask: (T, H, W); world_from_cam: (T, 4, 4); focal: () pixels;
+    parallax: (T,) median pixels by which depth shows in the flow; residual: () median pixels;
+    trusted: () share of flow that is consistent; prior_used: () bool."""
+
+    depth: np.ndarray
+    confidence: np.ndarray
+    dynamic_mask: np.ndarray
+    world_from_cam: np.ndarray
+    focal: np.ndarray
+    parallax: np.ndarray
+    residual: np.ndarray
+    trusted: np.ndarray
+    prior_used: np.ndarray
     prior_name: str = struct.field(pytree_node=False)
 
 
@@ -95,8 +96,12 @@ class FlowPredictor:
 
     def predict(self, state: FlowState, graph: PairGraph) -> PairPredictions:
         """Returns both frames' points in camera i, the whole clip in one scale."""
-        i, j = (jnp.asarray(column) for column in graph.pairs.T)
-        return _cut_pairs(state, i, j).check(graph)
+        frames, local = np.unique(graph.pairs, return_inverse=True)
+        i, j = local.reshape(graph.pairs.shape).T
+        return _cut_pairs(
+            state.depth[frames], state.confidence[frames], state.world_from_cam[frames],
+            state.focal, i, j,
+        ).check(graph)  # fmt: skip
 
     def limits(self, state: FlowState) -> tuple[str, ...]:
         """Returns what a reader of the result should know."""
@@ -190,15 +195,11 @@ def _to_state(structure, obs, solution, static, depth, prior, stride, images) ->
     seen = np.minimum(obs.weight.sum(1), 1)
     cells = 1 + (2.5 + 6 * sure * (0.5 + 0.5 * seen)) * np.where(static > 0, 1, 0.2)
 
-    def full(values):
-        return np.stack(
-            [flow_lattice.upsample(frame, obs.lattice, shape, stride) for frame in values]
-        )
-
-    moving = [
-        flow_motion.outline(mask, image, 2 * stride)
-        for mask, image in zip(full(1 - static), images, strict=True)
-    ]
+    confidence, moving = np.empty((num, *shape), np.float32), np.empty((num, *shape), bool)
+    for t, image in enumerate(images):
+        confidence[t] = flow_lattice.upsample(cells[t], obs.lattice, shape, stride)
+        mask = flow_lattice.upsample(1 - static[t], obs.lattice, shape, stride)
+        moving[t] = flow_motion.outline(mask, image, 2 * stride)
     scale = np.median(depth)
     pose = np.tile(np.eye(4), (num, 1, 1))
     pose[:, :3, :3] = structure.rotation[0].T @ structure.rotation
@@ -210,29 +211,29 @@ def _to_state(structure, obs, solution, static, depth, prior, stride, images) ->
     trusted = obs.weight > 0
     parallax = flow_motion.NOISE_PX / np.sqrt(np.median(solution.measured_variance, axis=1))
     return FlowState(
-        depth=jnp.asarray(depth / scale),
-        confidence=jnp.asarray(full(cells)),
-        dynamic_mask=jnp.asarray(np.stack(moving)),
-        world_from_cam=jnp.asarray(pose, jnp.float32),
-        focal=jnp.float32(structure.focal),
-        parallax=jnp.asarray(parallax, jnp.float32),
-        residual=jnp.float32(np.median(residual[trusted]) if trusted.any() else 0),
-        trusted=jnp.float32(trusted[:, :2].mean()),
-        prior_used=jnp.asarray(solution.fitted.useful),
+        depth=np.divide(depth, scale, out=depth),
+        confidence=confidence,
+        dynamic_mask=moving,
+        world_from_cam=pose.astype(np.float32),
+        focal=np.float32(structure.focal),
+        parallax=parallax.astype(np.float32),
+        residual=np.float32(np.median(residual[trusted]) if trusted.any() else 0),
+        trusted=np.float32(trusted[:, :2].mean()),
+        prior_used=np.asarray(solution.fitted.useful),
         prior_name="none" if prior is None else prior.name,
     )
 
 
 @jax.jit
-def _cut_pairs(state: FlowState, i: jax.Array, j: jax.Array) -> PairPredictions:
-    height, width = state.depth.shape[1:]
-    intrinsics = camera.intrinsics_matrix(state.focal, camera.image_centre(height, width))
-    points = camera.unproject(state.depth, intrinsics[None])
-    cam_from_world = rigid.invert(state.world_from_cam)
-    between = rigid.compose(cam_from_world[i], state.world_from_cam[j])
+def _cut_pairs(depth, confidence, world_from_cam, focal, i, j) -> PairPredictions:
+    """Pairs (i, j) of the F frames depth, confidence (F, H, W), world_from_cam (F, 4, 4)."""
+    height, width = depth.shape[1:]
+    intrinsics = camera.intrinsics_matrix(focal, camera.image_centre(height, width))
+    points = camera.unproject(depth, intrinsics[None])
+    between = rigid.compose(rigid.invert(world_from_cam)[i], world_from_cam[j])
     return PairPredictions(
         pointmap1=points[i],
         pointmap2=rigid.apply(between, points[j]),
-        confidence1=state.confidence[i],
-        confidence2=state.confidence[j],
+        confidence1=confidence[i],
+        confidence2=confidence[j],
     )

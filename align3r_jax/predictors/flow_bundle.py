@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from align3r_jax.predictors import flow_normal
+from align3r_jax.predictors import flow_lattice, flow_normal
 from align3r_jax.predictors.flow_lattice import Observations, Structure, project, squared_length
 from align3r_jax.predictors.flow_normal import BundleConfig
 
@@ -21,8 +21,10 @@ from align3r_jax.predictors.flow_normal import BundleConfig
 def cost(structure: Structure, obs: Observations, prior: np.ndarray, config: BundleConfig) -> float:
     """The minimised cost per unit of observation weight. prior: (T, P) log inverse depth."""
     c2 = config.scale_px**2
-    squared = squared_length(project(structure, obs)[1] - obs.target)
-    flow = float((obs.weight * np.log1p(squared / c2)).sum()) * c2
+    flow = 0.0
+    for part in flow_lattice.blocks(obs):
+        squared = squared_length(project(structure, obs, part)[1] - obs.target[part])
+        flow += float((obs.weight[part] * np.log1p(squared / c2)).sum()) * c2
     depth = float(np.square(structure.log_rho - prior).mean())
     focal = np.log(structure.focal / config.focal_prior) ** 2
     total = max(float(obs.weight.sum()), 1.0)

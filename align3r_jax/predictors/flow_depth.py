@@ -35,12 +35,23 @@ def triangulate(
     the fields that start in one pixel are taken as fully correlated: many fields do not make a
     pixel surer than its best one. Returns (log_rho, variance), both (T, P).
     """
-    rot, shift = (a.astype(np.float32) for a in flow_lattice.relative(structure, obs))
+    bounds = np.median(log_rho) + np.log([1 / 30, 30])
+    parts = [
+        _triangulate(structure, obs, log_rho, noise_px, iterations, bounds, part)
+        for part in flow_lattice.blocks(obs)
+    ]
+    found, variance = (np.concatenate(values) for values in zip(*parts))
+    return found, variance
+
+
+def _triangulate(structure, obs, log_rho, noise_px, iterations, bounds, part):
+    rot, shift = (a.astype(np.float32) for a in flow_lattice.relative(structure, obs, part))
+    target, weight = obs.target[part], obs.weight[part]
     focal = np.float32(structure.focal)
     ray = np.concatenate([obs.xy / focal, np.ones((len(obs.xy), 1))], 1).astype(np.float32)
     turned = ray @ np.swapaxes(rot, -1, -2)  # (T, K, P, 3)
-    low, high = np.median(log_rho) + np.log([1 / 30, 30])
-    x = log_rho.astype(np.float32)
+    low, high = bounds
+    x = log_rho[part].astype(np.float32)
     start = x
     c2 = np.float32((2 * noise_px) ** 2)
     for _ in range(iterations):
@@ -48,13 +59,13 @@ def triangulate(
         y = turned + rho[..., None] * shift[:, :, None]
         z = np.maximum(y[..., 2], 0.05)
         q = focal * y[..., :2] / z[..., None]
-        error = q - obs.target
+        error = q - target
         slope = (
             focal
             * (rho / z)[..., None]
             * (shift[:, :, None, :2] - q / focal * shift[:, :, None, 2:])
         )  # d q / d log rho
-        w = obs.weight / (1 + flow_lattice.squared_length(error) / c2)
+        w = weight / (1 + flow_lattice.squared_length(error) / c2)
         info = flow_lattice.squared_length(slope)
         h = (w * info).sum(1)
         weak = np.float32(noise_px**2)  # holds pixels without parallax where they started
@@ -95,7 +106,9 @@ def frame_offsets(
     step = obs.xy[1, 0] - obs.xy[0, 0]
     rot, shift = flow_lattice.relative(structure, obs)
     ray = np.concatenate([obs.xy / structure.focal, np.ones((len(obs.xy), 1))], 1)
-    normal = np.diag(precision + 1e-6)
+    reach = np.abs(obs.neighbour - np.arange(frames)[:, None]).max()
+    band = np.zeros((reach + 1, frames))  # row d: the diagonal d below the main one
+    band[0] = precision + 1e-6
     right = precision * offset
     for i in range(frames):
         for slot in range(slots):
@@ -113,13 +126,12 @@ def frame_offsets(
                 continue
             gap = np.median(gaps)
             strength = 1 / 0.05**2
-            normal[i, i] += strength
-            normal[j, j] += strength
-            normal[i, j] -= strength
-            normal[j, i] -= strength
+            band[0, i] += strength
+            band[0, j] += strength
+            band[abs(i - j), min(i, j)] -= strength
             right[i] += strength * gap
             right[j] -= strength * gap
-    return np.linalg.solve(normal, right)
+    return linalg.solveh_banded(band, right, lower=True)
 
 
 def fit_prior(

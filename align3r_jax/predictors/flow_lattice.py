@@ -8,16 +8,19 @@ rho and poses (R, T) world_from_cam. All in NumPy: a clip is solved once, on the
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
 
 from align3r_jax.priors.optical_flow import FlowSource
-from align3r_jax.structs import Frames, OpticalFlow
+from align3r_jax.structs import Frames
 
 _OFFSETS = (1, 2, 4, 8, 16)  # frame distances of the flow fields
 _CELLS = 64  # along the longer side
 _FLAT_GRADIENT = 1.0  # grey levels per pixel; flow of flatter regions is little more than a guess
+_BLOCK = 1_000_000  # observations linearised together: bounds the memory of long videos
+_FLOW_FRAMES = 32  # frames whose flow fields exist at once
 MIN_Z = 1e-3  # of the unit ray; points at or behind the camera count as just before it
 
 
@@ -51,34 +54,6 @@ class Structure:
     focal: float
 
 
-def observe(
-    flow: OpticalFlow,
-    num_frames: int,
-    principal: np.ndarray,
-    xy: np.ndarray,
-    lattice: tuple[int, int],
-) -> Observations:
-    """Samples the flow fields on a lattice of pixels.
-
-    principal: (2,) and xy: (P, 2) int, pixels. Every frame gets the same number of slots.
-    """
-    pairs = flow.pairs.tolist()
-    by_source = [[k for k, pair in enumerate(pairs) if pair[0] == i] for i in range(num_frames)]
-    slots = max(1, max(len(fields) for fields in by_source))
-    num = len(xy)
-    neighbour = np.tile(np.arange(num_frames)[:, None], (1, slots))
-    target = np.zeros((num_frames, slots, num, 2), np.float32)
-    weight = np.zeros((num_frames, slots, num), np.float32)
-    centred = (xy - principal).astype(np.float32)
-    target[:] = centred
-    for i, fields in enumerate(by_source):
-        for slot, k in enumerate(fields):
-            neighbour[i, slot] = pairs[k][1]
-            target[i, slot] += flow.flow[k][xy[:, 1], xy[:, 0]]
-            weight[i, slot] = flow.weight[k][xy[:, 1], xy[:, 0]]
-    return Observations(neighbour, centred, target, weight, lattice)
-
-
 def squared_length(vector: np.ndarray) -> np.ndarray:
     """(..., 2) -> (...); many times faster than a sum over so short an axis."""
     return np.square(vector[..., 0]) + np.square(vector[..., 1])
@@ -99,55 +74,85 @@ def exp_rotation(vector: np.ndarray) -> np.ndarray:
     return np.eye(3) + np.sin(safe) / safe * k + (1 - np.cos(safe)) / safe**2 * (k @ k)
 
 
-def relative(structure: Structure, obs: Observations) -> tuple[np.ndarray, np.ndarray]:
-    """Returns Q = R_j^T R_i (T, K, 3, 3) and s = R_j^T (T_i - T_j) (T, K, 3) of every slot."""
-    rotation, translation, j = structure.rotation, structure.translation, obs.neighbour
+def blocks(obs: Observations) -> Iterator[slice]:
+    """Yields runs of frames that together hold a bounded number of observations."""
+    frames = len(obs.neighbour)
+    length = max(1, _BLOCK // max(obs.weight[0].size, 1))
+    for first in range(0, frames, length):
+        yield slice(first, min(first + length, frames))
+
+
+def relative(
+    structure: Structure, obs: Observations, frames: slice = slice(None)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns Q = R_j^T R_i (T, K, 3, 3) and s = R_j^T (T_i - T_j) (T, K, 3) of every slot.
+
+    frames: the T frames i that are wanted.
+    """
+    rotation, translation, j = structure.rotation, structure.translation, obs.neighbour[frames]
     back = np.swapaxes(rotation[j], -1, -2)
-    shift = (back @ (translation[:, None] - translation[j])[..., None])[..., 0]
-    return back @ rotation[:, None], shift
+    shift = (back @ (translation[frames, None] - translation[j])[..., None])[..., 0]
+    return back @ rotation[frames, None], shift
 
 
-def project(structure: Structure, obs: Observations) -> tuple[np.ndarray, np.ndarray]:
-    """Returns y (T, K, P, 3), points in camera j times rho, and q (T, K, P, 2), their pixels."""
-    q, s = (a.astype(np.float32) for a in relative(structure, obs))
+def project(
+    structure: Structure, obs: Observations, frames: slice = slice(None)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns y (T, K, P, 3), points in camera j times rho, and q (T, K, P, 2), their pixels.
+
+    frames: the T frames i that are wanted.
+    """
+    q, s = (a.astype(np.float32) for a in relative(structure, obs, frames))
     ray = np.concatenate([obs.xy / structure.focal, np.ones((len(obs.xy), 1))], 1)
     y = ray.astype(np.float32) @ np.swapaxes(q, -1, -2)
-    y += np.exp(structure.log_rho).astype(np.float32)[:, None, :, None] * s[:, :, None]
+    y += np.exp(structure.log_rho[frames]).astype(np.float32)[:, None, :, None] * s[:, :, None]
     y[..., 2] = np.maximum(y[..., 2], MIN_Z)
     return y, np.float32(structure.focal) * y[..., :2] / y[..., 2:]
 
 
 def residual_norm(structure: Structure, obs: Observations) -> np.ndarray:
     """Returns (T, K, P): pixels between where a point lands and where the flow says."""
-    return np.sqrt(squared_length(project(structure, obs)[1] - obs.target))
+    parts = [
+        np.sqrt(squared_length(project(structure, obs, part)[1] - obs.target[part]))
+        for part in blocks(obs)
+    ]
+    return np.concatenate(parts)
 
 
 def sample_flow(frames: Frames, flow: FlowSource) -> tuple[Observations, int]:
     """Flow over several frame distances on a lattice of pixels, and the lattice's stride.
 
-    One distance at a time, so that few whole fields exist at once. Weights are those of the flow
-    times the texture around the pixel.
+    A run of frames at a time, so that few whole fields exist at once. Weights are those of the
+    flow times the texture around the pixel.
     """
     num, height, width = frames.images.shape[:3]
     stride = max(2, round(max(height, width) / _CELLS))
     rows, columns = np.mgrid[stride // 2 : height : stride, stride // 2 : width : stride]
     xy = np.stack([columns, rows], -1).reshape(-1, 2)
-    principal = np.array([width / 2, height / 2])
-    parts = []
-    for offset in _OFFSETS:
-        if offset < num:
-            first = np.arange(num - offset)
-            pairs = np.stack([first, first + offset], 1)
-            fields: OpticalFlow = flow.directed(frames, np.concatenate([pairs, pairs[:, ::-1]]))
-            parts.append(observe(fields, num, principal, xy, rows.shape))
-    texture = np.stack([_texture(image, stride)[xy[:, 1], xy[:, 0]] for image in frames.images])
-    obs = dataclasses.replace(
-        parts[0],
-        neighbour=np.concatenate([part.neighbour for part in parts], 1),
-        target=np.concatenate([part.target for part in parts], 1),
-        weight=np.concatenate([part.weight for part in parts], 1) * texture[:, None],
-    )
-    return obs, stride
+    centred = (xy - np.array([width / 2, height / 2])).astype(np.float32)
+    offsets = [offset for offset in _OFFSETS if offset < num]
+    steps = np.array([step * offset for offset in offsets for step in (1, -1)])
+    own = np.arange(num)[:, None]
+    inside = (own + steps >= 0) & (own + steps < num)
+    neighbour = np.where(inside, own + steps, own)
+    weight = np.zeros((*neighbour.shape, len(xy)), np.float32)
+    target = np.broadcast_to(centred, (*weight.shape, 2)).copy()
+    for first in range(0, num, _FLOW_FRAMES):
+        wanted = inside[first : first + _FLOW_FRAMES]
+        sources, slots = np.argwhere(wanted).T
+        sources = sources + first
+        for slot in range(0, len(steps), 2):  # one distance, both directions
+            chosen = np.flatnonzero(slots // 2 == slot // 2)
+            if not len(chosen):
+                continue
+            i, k = sources[chosen], slots[chosen]
+            fields = flow.directed(frames, np.stack([i, neighbour[i, k]], 1))
+            sampled = np.asarray(fields.flow)[:, xy[:, 1], xy[:, 0]]
+            target[i, k] += sampled
+            weight[i, k] = np.asarray(fields.weight)[:, xy[:, 1], xy[:, 0]]
+    for image, own_weight in zip(frames.images, weight):
+        own_weight *= _texture(image, stride)[xy[:, 1], xy[:, 0]]
+    return Observations(neighbour, centred, target, weight, rows.shape), stride
 
 
 def _texture(image: np.ndarray, stride: int) -> np.ndarray:

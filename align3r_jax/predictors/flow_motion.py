@@ -24,22 +24,29 @@ def motion_score(
     """How surely a pixel moves by itself: (T, P), mean over its fields of the squared distance
     between its flow and that of the static scene, in units of what noise of the flow and the
     uncertainty of its depth (`variance` of log depth) explain; 0 where no flow is trusted."""
-    rot, shift = (a.astype(np.float32) for a in flow_lattice.relative(structure, obs))
-    y, q = flow_lattice.project(structure, obs)
-    error = q - obs.target
-    rho = np.exp(structure.log_rho).astype(np.float32)[:, None, :, None]
+    spread = np.broadcast_to(variance, structure.log_rho.shape)
+    parts = [_score(structure, obs, spread, part) for part in flow_lattice.blocks(obs)]
+    return np.concatenate(parts)
+
+
+def _score(structure, obs, variance, part):
+    rot, shift = (a.astype(np.float32) for a in flow_lattice.relative(structure, obs, part))
+    y, q = flow_lattice.project(structure, obs, part)
+    weight = obs.weight[part]
+    error = q - obs.target[part]
+    rho = np.exp(structure.log_rho[part]).astype(np.float32)[:, None, :, None]
     focal = np.float32(structure.focal)
     slope = focal * rho / y[..., 2:] * (shift[:, :, None, :2] - q / focal * shift[:, :, None, 2:])
-    motion = flow_lattice.squared_length(obs.target - obs.xy)
+    motion = flow_lattice.squared_length(obs.target[part] - obs.xy)
     noise = NOISE_PX**2 + _NOISE_SHARE**2 * motion
-    spread = np.broadcast_to(variance, structure.log_rho.shape)[:, None].astype(np.float32)
+    spread = variance[part, None].astype(np.float32)
     along = error[..., 0] * slope[..., 0] + error[..., 1] * slope[..., 1]
     squared = flow_lattice.squared_length(error) - spread * along**2 / (
         noise + spread * flow_lattice.squared_length(slope)
     )
     score = np.minimum(squared / noise, _CERTAIN)
-    seen = (obs.weight > 0).sum(1)
-    return (obs.weight * score).sum(1) / np.maximum(seen, 1)
+    seen = (weight > 0).sum(1)
+    return (weight * score).sum(1) / np.maximum(seen, 1)
 
 
 def still_cells(score: np.ndarray, lattice: tuple[int, int]) -> np.ndarray:

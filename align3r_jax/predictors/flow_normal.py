@@ -55,15 +55,26 @@ def linearise(
     structure: Structure, obs: Observations, prior: np.ndarray, config: BundleConfig
 ) -> System:
     """Gauss-Newton terms at `structure`, residuals reweighted by 1 / (1 + |r|^2 / c^2)."""
-    frames, slots = obs.neighbour.shape
-    num = len(obs.xy)
-    y, q = flow_lattice.project(structure, obs)
-    error = q - obs.target
+    pull = config.depth_weight * max(float(obs.weight.sum()), 1.0) / prior.size
+    parts = [_linearise(structure, obs, part, config) for part in flow_lattice.blocks(obs)]
+    blocks, gradient, columns, h, g, rotation, shift = (
+        values[0] if len(values) == 1 else np.concatenate(values) for values in zip(*parts)
+    )
+    g = g + pull * (structure.log_rho - prior)
+    return System(blocks, gradient, columns, h + pull + 1e-9, g, rotation, shift)
+
+
+def _linearise(structure, obs, part, config):
+    """The fields of `System` for a run of frames, without the pull of depth to its prior."""
+    slots, num = obs.neighbour.shape[1], len(obs.xy)
+    y, q = flow_lattice.project(structure, obs, part)
+    frames = len(y)
+    error = q - obs.target[part]
     c2 = np.float32(config.scale_px**2)
-    weight = obs.weight / (1 + flow_lattice.squared_length(error) / c2)
+    weight = obs.weight[part] / (1 + flow_lattice.squared_length(error) / c2)
     focal = np.float32(structure.focal)
-    rotation, shift = flow_lattice.relative(structure, obs)
-    rho = np.exp(structure.log_rho).astype(np.float32)[:, None, :]
+    rotation, shift = flow_lattice.relative(structure, obs, part)
+    rho = np.exp(structure.log_rho[part]).astype(np.float32)[:, None, :]
     over_z = focal / y[..., 2]
     a, b = q[..., 0] / focal, q[..., 1] / focal
     yx, yy, yz = y[..., 0], y[..., 1], y[..., 2]
@@ -99,11 +110,9 @@ def linearise(
         ],
         -1,
     )
-    pull = config.depth_weight * max(float(obs.weight.sum()), 1.0) / prior.size
-    h = flow_lattice.squared_length(along).sum(1).astype(np.float64) + pull + 1e-9
+    h = flow_lattice.squared_length(along).sum(1).astype(np.float64)
     g = (along[..., 0] * error[..., 0] + along[..., 1] * error[..., 1]).sum(1)
-    g = g + pull * (structure.log_rho - prior)
-    return System(blocks, gradient, columns, h, g, rotation, shift)
+    return blocks, gradient, columns, h, g, rotation, shift
 
 
 def step(
@@ -186,9 +195,10 @@ def _weighted_gram(columns: np.ndarray, weight: np.ndarray) -> np.ndarray:
     frames, num, width = columns.shape
     block = max(1, _SINGLE_THREAD // width**2)
     total = np.zeros((frames, width, width))
-    scaled = columns * weight[..., None].astype(np.float32)
+    weight = weight[..., None].astype(np.float32)
     for k in range(0, num, block):
-        total += np.swapaxes(scaled[:, k : k + block], -1, -2) @ columns[:, k : k + block]
+        part = columns[:, k : k + block]
+        total += np.swapaxes(part * weight[:, k : k + block], -1, -2) @ part
     return total
 
 

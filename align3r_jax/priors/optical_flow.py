@@ -19,6 +19,7 @@ from align3r_jax.errors import UserError
 from align3r_jax.io import flow_files
 from align3r_jax.structs import Frames, OpticalFlow
 
+_KEPT_FIELDS = 160  # flows between neighbours that DIS remembers; long videos have more
 _MIN_DIS_SIDE = 12  # OpenCV's DIS raises on smaller images
 
 
@@ -184,12 +185,16 @@ class DisFlow:
         return weigh(flows, pairs, self._config, self.name)
 
     def _neighbour(self, i: int, j: int) -> np.ndarray:
-        if (i, j) not in self._neighbours:
+        field = self._neighbours.pop((i, j), None)
+        if field is None:
             # Typed without None, which means: no flow to start from.
-            self._neighbours[i, j] = self._dis.calc(  # type: ignore[call-overload]
+            field = self._dis.calc(  # type: ignore[call-overload]
                 self._grey[i], self._grey[j], None
             )
-        return self._neighbours[i, j]
+        self._neighbours[i, j] = field  # the last one used is the last to be forgotten
+        if len(self._neighbours) > _KEPT_FIELDS:
+            del self._neighbours[next(iter(self._neighbours))]
+        return field
 
     def _refine(self, flows: dict[tuple[int, int], np.ndarray], i: int, j: int) -> None:
         """Replaces both flows between i and j by searches started from them if that helps."""
