@@ -215,10 +215,10 @@ def _to_state(structure, obs, solution, static, depth, prior, stride, images) ->
         confidence=confidence,
         dynamic_mask=moving,
         world_from_cam=pose.astype(np.float32),
-        focal=np.float32(structure.focal),
+        focal=np.asarray(structure.focal, np.float32),
         parallax=parallax.astype(np.float32),
-        residual=np.float32(np.median(residual[trusted]) if trusted.any() else 0),
-        trusted=np.float32(trusted[:, :2].mean()),
+        residual=np.asarray(np.median(residual[trusted]) if trusted.any() else 0, np.float32),
+        trusted=np.asarray(trusted[:, :2].mean(), np.float32),
         prior_used=np.asarray(solution.fitted.useful),
         prior_name="none" if prior is None else prior.name,
     )
