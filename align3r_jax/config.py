@@ -96,6 +96,9 @@ class PairConfig:
     flat_max_frames: int = 32
     clip_size: int = 10  # start value; the rule of the paper's code lowers it
     clip_symmetric: bool = True  # H-sym (odd offsets, both directions) or H-half (all i < j)
+    # So many key frames all meet one another (parity: no limit); of more, each meets those 1, 2,
+    # 4 and 8 away, because all pairs would be quadratic in the length of the video.
+    max_complete_key_frames: int = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,8 +163,12 @@ class AlignmentConfig:
     stale_focal: bool = False  # parity: True
     residual_over_scale: bool = False  # divide residuals by the pair scale (known poses)
     join_rescale: bool = True  # hierarchical: carry the scale across clips; parity: False
+    # Hierarchical: iterations that refine all clips together; only after join_rescale. parity: 0
+    joint_iterations: int = 150
+    joint_pixels: int = 256  # about so many pixels of each frame take part in them
     clean: bool = True  # lower the confidence of points seen through
     clean_tolerance: float = 0.05  # of depth; parity: 0.001, which also drops points for noise
+    clean_views: int = 48  # that look at the points of a frame; parity: 0, all frames of the video
 
     def __post_init__(self) -> None:
         check_schedule(self.schedule)
@@ -183,6 +190,7 @@ class ReconstructConfig:
     alignment: AlignmentConfig = AlignmentConfig()
     pair_batch: int = 4  # pairs decoded together by a network
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    max_memory: str = ""  # such as "8GB"; what `plan` may use. Empty: half of what is free.
 
 
 def to_dict(config: Any) -> dict[str, Any]:
