@@ -58,6 +58,12 @@ KINDS: dict[str, dict[str, Layout]] = {
         ".bias": _as_is("bias", 1),
     },
     "norm": {".weight": _as_is("scale", 1), ".bias": _as_is("bias", 1)},
+    "batch_norm": {
+        ".weight": _as_is("scale", 1),
+        ".bias": _as_is("bias", 1),
+        ".running_mean": _as_is("mean", 1),
+        ".running_var": _as_is("var", 1),
+    },
 }
 
 
@@ -161,7 +167,7 @@ def to_tree(
     if unknown:
         problems.append(_listed("unknown names", unknown))
     if missing:
-        names = [_source_name(path, rules) for path in missing]
+        names = [source_name(path, rules) for path in missing]
         problems.append(_listed("missing names", names))
     if misshaped:
         problems.append(_listed("wrong shapes", misshaped))
@@ -175,7 +181,8 @@ def to_tree(
     return traverse_util.unflatten_dict(ordered, sep="/")
 
 
-def _source_name(path: str, rules: Sequence[Rule]) -> str:
+def source_name(path: str, rules: Sequence[Rule]) -> str:
+    """Returns what the source calls the parameter at `path`; `path` itself if no rule knows."""
     translated = _translate(path, _writing(rules))
     return path if translated is None else translated[0]
 

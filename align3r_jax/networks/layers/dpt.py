@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from align3r_jax.networks.layers import resample
+from align3r_jax.networks.layers import resample, resize
 
 
 class Conv(nn.Module):
@@ -71,14 +71,19 @@ class ResidualUnit(nn.Module):
 
 
 class Fusion(nn.Module):
-    """upsample2(conv1x1(R(x + R_skip(skip)))).
+    """upsample(conv1x1(R(x + R_skip(skip)))), corners on corners: to `shape`, or doubled.
 
     The 1x1 convolution stands after the upsampling in the paper's network; the weights of a
     bilinear sample sum to one, so the two commute and the smaller map is the cheaper place.
     """
 
     @nn.compact
-    def __call__(self, features: jax.Array, skip: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self,
+        features: jax.Array,
+        skip: jax.Array | None = None,
+        shape: tuple[int, int] | None = None,
+    ) -> jax.Array:
         skip_unit = ResidualUnit(name="skip_unit")
         if skip is not None:
             features = features + skip_unit(skip)
@@ -88,7 +93,9 @@ class Fusion(nn.Module):
             skip_unit(features)
         features = ResidualUnit(name="unit")(features)
         features = Conv(features.shape[-1], name="out")(features)
-        return resample.upsample2(features)
+        if shape is None:
+            return resample.upsample2(features)
+        return resize.bilinear(features, shape, align_corners=True)
 
 
 class Dpt(nn.Module):
