@@ -6,7 +6,7 @@ Host side and NumPy only: graphs shape the computation. Names are those of DUSt3
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from scipy.sparse import coo_array, csgraph
@@ -16,6 +16,7 @@ from align3r_jax.errors import UserError
 from align3r_jax.structs import PairGraph
 
 _DEFAULT_WINDOW = 3
+_KEY_FRAME_LEVELS = 4  # of a long video: key frames 1, 2, 4 and 8 apart meet
 
 # Offsets d of the pairs (i, i + d) for a window w.
 _WINDOWS: dict[str, Callable[[int], list[int]]] = {
@@ -140,9 +141,31 @@ def clips(num_frames: int, size: int) -> tuple[range, ...]:
     )
 
 
-def key_frame_graph(num_key_frames: int, symmetric: bool) -> PairGraph:
-    """All pairs i < j of the key frames, numbered from 0, appended reversed if `symmetric`."""
-    return _upper_pairs(num_key_frames, 1, symmetric, "key frames")
+def key_frame_graph(num_key_frames: int, symmetric: bool, max_complete: int = 0) -> PairGraph:
+    """Pairs i < j of the key frames, numbered from 0, appended reversed if `symmetric`.
+
+    All pairs; of more than `max_complete` key frames (0: no limit) those with j - i = 1, 2, 4, 8,
+    so that the graph grows linearly with the video.
+    """
+    if max_complete <= 0 or num_key_frames <= max_complete:
+        return _upper_pairs(num_key_frames, 1, symmetric, "key frames")
+    pairs = _window_pairs(num_key_frames, _WINDOWS["logwin"](_KEY_FRAME_LEVELS), cyclic=False)
+    return from_pairs(pairs, num_key_frames, symmetrize=symmetric, name="key frames")
+
+
+def border_pairs(runs: Sequence[range], reach: int = 2) -> np.ndarray:
+    """Returns (B, 2) int32 pairs (i, j) and, after them, (j, i) across the borders of clips.
+
+    Every one of the last `reach` frames of a clip meets the first `reach` frames of the next.
+    """
+    pairs = [
+        (i, j)
+        for before, after in zip(runs[:-1], runs[1:])
+        for i in before[-reach:]
+        for j in after[:reach]
+    ]
+    array = np.array(pairs, np.int32).reshape(-1, 2)
+    return np.concatenate([array, array[:, ::-1]])
 
 
 def clip_graph(num_frames: int, symmetric: bool) -> PairGraph:

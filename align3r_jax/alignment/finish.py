@@ -33,7 +33,12 @@ def to_scene(
     confidence = result.confidence
     if config.clean:
         confidence = clean_confidence(
-            confidence, geometry.depth, geometry.intrinsics, poses, config.clean_tolerance
+            confidence,
+            geometry.depth,
+            geometry.intrinsics,
+            poses,
+            config.clean_tolerance,
+            config.clean_views,
         )
     return Scene(
         depth=np.asarray(geometry.depth, np.float32),
@@ -51,30 +56,36 @@ def to_scene(
     )
 
 
-@functools.partial(jax.jit, static_argnames="tolerance")
+@functools.partial(jax.jit, static_argnames=("tolerance", "views"))
 def clean_confidence(
     confidence: Array,
     depth: Array,
     intrinsics: Array,
     world_from_cam: Array,
     tolerance: float = 0.001,
+    views: int = 0,
 ) -> Array:
     """Returns the confidence, 0 for points that float before a surface another frame is surer of.
 
     For i ascending, for all j != i: the points of frame i that lie at z < (1 - tolerance) D_j in
     the pixel of camera j they fall on, with conf_i < conf_j there, get min(conf_i, 0). Frame i
-    meets the already lowered confidences of the frames before it.
+    meets the already lowered confidences of the frames before it. Of more than `views` other
+    frames (0: no limit) only so many look, at distances that grow geometrically to both sides.
 
     confidence, depth: (T, H, W). intrinsics: (T, 3, 3). world_from_cam: (T, 4, 4).
     """
     frames, height, width = depth.shape
     cam_from_world = rigid.invert(world_from_cam)
+    all_look = views <= 0 or frames <= views + 1
+    distances = np.unique(np.geomspace(1, max(frames - 1, 1), max(views // 2, 1)).round())
+    steps = np.concatenate([-distances, distances]).astype(np.int32)
 
     def lower(current, i):
         points = camera.unproject(depth[i], intrinsics[i]).reshape(-1, 3)
         points = rigid.apply(world_from_cam[i], points)
 
-        def is_seen_through(j):
+        def is_seen_through(view):
+            j = jnp.clip(view, min=0, max=frames - 1)
             local = rigid.apply(cam_from_world[j], points)
             pixel = rigid.rotate(intrinsics[j], local)
             z = local[:, 2]
@@ -83,11 +94,12 @@ def clean_confidence(
             index = jnp.where(inside, y * width + x, 0).astype(jnp.int32)
             before = z < (1 - tolerance) * depth[j].reshape(-1)[index]
             unsure = current[i].reshape(-1) < current[j].reshape(-1)[index]
-            return inside & before & unsure & (j != i)
+            return inside & before & unsure & (view == j) & (j != i)
 
         # The confidence of i is not compared again once lowered (it cannot fall below 0), so all
         # j can be looked at together.
-        seen = jax.lax.map(is_seen_through, jnp.arange(frames), batch_size=_VIEWS_AT_ONCE)
+        looking = jnp.arange(frames) if all_look else i + steps
+        seen = jax.lax.map(is_seen_through, looking, batch_size=_VIEWS_AT_ONCE)
         lowered = jnp.minimum(current[i], 0)
         mask = jnp.any(seen, axis=0).reshape(height, width)
         return current.at[i].set(jnp.where(mask, lowered, current[i])), None
