@@ -14,7 +14,7 @@ from align3r_jax.config import ReconstructConfig
 from align3r_jax.errors import UserError
 from align3r_jax.predictors import choose, refine
 from align3r_jax.predictors.protocol import Predictor
-from align3r_jax.priors import mono_depth, optical_flow, shipped
+from align3r_jax.priors import mono_depth, optical_flow, sources
 from align3r_jax.structs import (
     Array,
     DepthPrior,
@@ -24,6 +24,7 @@ from align3r_jax.structs import (
     Scene,
     WorkingSize,
 )
+from align3r_jax.weights import kinds
 from align3r_jax.weights.store import LoadedNetwork
 
 
@@ -33,6 +34,8 @@ def reconstruct(
     model: LoadedNetwork | None = None,
     predictor: Predictor | None = None,
     prior: DepthPrior | None = None,
+    prior_model: LoadedNetwork | mono_depth.DepthModel | None = None,
+    flow_source: LoadedNetwork | optical_flow.FlowSource | None = None,
     originals: Array | None = None,
     config: ReconstructConfig = ReconstructConfig(),
     cache_dir: str | None = None,
@@ -45,25 +48,29 @@ def reconstruct(
     predictor: your own instead of the two that `config.predictor` names.
     prior: monocular depth; None computes the one that `config.prior` names from `originals`
     (T, H0, W0, 3) uint8, the frames before resizing (default: the frames themselves).
+    prior_model, flow_source: a depth and a flow network of `align3r_jax.load(path, kind=None)`, or
+    your own `DepthModel` and `FlowSource`, instead of what `config.prior` and `config.flow` name.
     run: collects times, memory and limits, and resumes.
     Raises UserError for frames, priors or weights that cannot work together.
     """
     frames = as_frames(frames)
     run = run or stages.Run()
+    if model is not None:
+        kinds.check_wanted(kinds.get(model.kind), kinds.PAIRWISE, model.name)
     originals = frames.images if originals is None else originals
 
     if prior is None:
+        spec, models = sources.prior_source(config, model, prior_model, run.limit)
         prior = run.stage(
             "depth prior",
             lambda: mono_depth.estimate_depth(
-                frames, originals, shipped.prior_spec(config, model, run.limit),
-                cache_dir=cache_dir, models=shipped.mono_models(),
+                frames, originals, spec, cache_dir=cache_dir, models=models
             ),
-        )  # fmt: skip
+        )
     if model is None and predictor is None and prior is not None:
         prior = _cleaned(frames, prior, config, run)
-    source = optical_flow.make_source(config.flow, frames)
-    predictor = predictor or choose.make_predictor(config, model, prior, run.limit)
+    source = sources.flow_source(config.flow, frames, flow_source, run.limit)
+    predictor = predictor or choose.make_predictor(config, model, prior, source, run.limit)
     run.facts |= {
         "predictor": predictor.name,
         "prior": prior.name if prior is not None else "none",

@@ -25,6 +25,7 @@ import jax
 from absl import app, logging
 
 from align3r_jax.errors import UserError
+from align3r_jax.io import user_folder
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -79,7 +80,7 @@ def use_compile_cache() -> None:
     environment win. The folder holds code that is run: it must belong to the user alone.
     """
     settings = {
-        "jax_compilation_cache_dir": str(cache_folder("xla")),
+        "jax_compilation_cache_dir": str(user_folder.cache_folder("xla")),
         # JAX's default of 1 s skips most programs of this project.
         "jax_persistent_cache_min_compile_time_secs": 0.2,
         "jax_persistent_cache_min_entry_size_bytes": -1,
@@ -87,12 +88,6 @@ def use_compile_cache() -> None:
     for name, value in settings.items():
         if name.upper() not in os.environ:
             jax.config.update(name, value)
-
-
-def cache_folder(name: str) -> Path:
-    """Returns the user's folder for what can be computed again: `xla`, `priors`."""
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(root) / "align3r_jax" / name
 
 
 def _describe(error: OSError) -> str:

@@ -15,6 +15,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import flags, logging
@@ -22,6 +23,7 @@ from absl import flags, logging
 from align3r_jax import config as config_lib
 from align3r_jax import stages
 from align3r_jax.errors import UserError
+from align3r_jax.io import user_folder
 from align3r_jax.structs import Frames
 from experiments import cli
 
@@ -50,9 +52,22 @@ WEIGHTS = flags.DEFINE_string(
     "weights", None, "Converted folder, official .pth/.safetensors file, or align3r_small."
 )
 PREDICTOR = flags.DEFINE_enum("predictor", "auto", ["auto", "network", "flow"], "Pair predictor.")
-PRIOR = flags.DEFINE_string("prior", "auto", "Depth prior: auto, small, plane, none or files:DIR.")
+PRIOR = flags.DEFINE_string(
+    "prior", "auto", "Depth prior: auto, small, plane, none, files:DIR, depth_pro, "
+    "depth_anything_v2_{small,base,large} or depth_anything_v2_metric_{indoor,outdoor}_{...}.",
+)  # fmt: skip
+PRIOR_WEIGHTS = flags.DEFINE_string(
+    "prior_weights", None, "Their file or folder; default: looked for by name (docs/weights.md)."
+)
 REFINE = flags.DEFINE_bool("refine_prior", True, "Let the shipped network clean files:DIR priors.")
-FLOW = flags.DEFINE_string("flow", "dis", "Optical flow: dis, none or files:DIR.")
+FLOW = flags.DEFINE_string("flow", "dis", "Optical flow: dis, raft, sea_raft, none or files:DIR.")
+FLOW_WEIGHTS = flags.DEFINE_string(
+    "flow_weights", None, "File or folder of raft or sea_raft; default: looked for by name."
+)
+FLOW_ITERATIONS = flags.DEFINE_integer(
+    "flow_iterations", 20, "Updates of raft and sea_raft; 4 is SEA-RAFT's published fast setting.",
+    lower_bound=1,
+)  # fmt: skip
 FLOW_QUALITY = flags.DEFINE_enum("flow_quality", "medium", ["medium", "high"], "DIS setting.")
 GRAPH = flags.DEFINE_string("graph", "swinstride-5-noncyclic", "Pair graph of a flat alignment.")
 MODE = flags.DEFINE_enum(
@@ -82,9 +97,15 @@ def config_from_flags() -> config_lib.ReconstructConfig:
     return config_lib.ReconstructConfig(
         predictor=PREDICTOR.value,
         prior=PRIOR.value,
+        prior_weights=PRIOR_WEIGHTS.value,
         refine_prior=REFINE.value,
         pairs=config_lib.PairConfig(graph=GRAPH.value, mode=MODE.value, clip_size=CLIP_SIZE.value),
-        flow=config_lib.FlowConfig(source=FLOW.value, quality=FLOW_QUALITY.value),
+        flow=config_lib.FlowConfig(
+            source=FLOW.value,
+            quality=FLOW_QUALITY.value,
+            weights=FLOW_WEIGHTS.value,
+            iterations=FLOW_ITERATIONS.value,
+        ),
         alignment=config_lib.AlignmentConfig(
             iterations=ITERATIONS.value,
             lr=LR.value,
@@ -103,12 +124,15 @@ def main(argv: Sequence[str]) -> None:
     import align3r_jax
     from align3r_jax import pipeline
     from align3r_jax.io import scene_folder, video
+    from align3r_jax.priors import sources
     from align3r_jax.viewer import report
     from experiments import truth as truth_lib
 
     output = Path(OUTPUT.value)
     scene_folder.check_output(output, overwrite=OVERWRITE.value)
     config = config_from_flags()
+    prior_model = sources.open_prior(config)
+    flow_model = sources.open_flow(config.flow)
     model = align3r_jax.load(WEIGHTS.value) if WEIGHTS.value else None
     size = SIZE.value or (model.config.img_size if model else _FLOW_SIZE)
     frames, originals = video.read_frames(
@@ -128,14 +152,19 @@ def main(argv: Sequence[str]) -> None:
     if partial.exists() and not RESUME.value:
         remove_partial(partial)
     run = stages.Run(
-        partial, fingerprint(frames, config, model), resume=RESUME.value, show_progress=True
+        partial,
+        fingerprint(frames, config, [model, prior_model, flow_model]),
+        resume=RESUME.value,
+        show_progress=True,
     )
     scene = pipeline.reconstruct(
         frames,
         model=model,
+        prior_model=prior_model,
+        flow_source=flow_model,
         originals=originals,
         config=config,
-        cache_dir=CACHE.value or str(cli.cache_folder("priors")),
+        cache_dir=CACHE.value or str(user_folder.cache_folder("priors")),
         run=run,
     )
     truth = truth_lib.load(TRUTH.value, VIDEO.value, frames)
@@ -145,7 +174,9 @@ def main(argv: Sequence[str]) -> None:
         "working_size": [height, width],
         "original_size": list(frames.size.original),
         **run.facts,
-        "weights": None if model is None else {"name": model.name, "checksum": model.checksum},
+        "weights": _named(model),
+        "prior_weights": _named(prior_model),
+        "flow_weights": _named(flow_model),
         "limits": run.limits,
         "stages": run.records,
         "losses": {
@@ -172,11 +203,17 @@ def main(argv: Sequence[str]) -> None:
     print(_closing(output, summary))
 
 
-def fingerprint(frames: Frames, config: config_lib.ReconstructConfig, model) -> str:
-    """Returns a hash of all that a run's stages depend on; the user's files by size and time."""
+def fingerprint(
+    frames: Frames, config: config_lib.ReconstructConfig, networks: Sequence[Any]
+) -> str:
+    """Returns a hash of all that a run's stages depend on; the user's files by size and time.
+
+    networks: what has a `checksum`, or None.
+    """
     digest = hashlib.sha256(np.ascontiguousarray(frames.images).tobytes())
     digest.update(json.dumps(dataclasses.asdict(config), sort_keys=True).encode())
-    digest.update((model.checksum if model else "no weights").encode())
+    for network in networks:
+        digest.update((network.checksum if network else "no weights").encode())
     for spec in (config.prior, config.flow.source):
         folder = Path(spec.removeprefix("files:"))
         if spec.startswith("files:") and folder.is_dir():
@@ -184,6 +221,10 @@ def fingerprint(frames: Frames, config: config_lib.ReconstructConfig, model) -> 
                 found = file.stat()
                 digest.update(f"{file.name} {found.st_size} {found.st_mtime_ns}".encode())
     return digest.hexdigest()
+
+
+def _named(network: Any) -> dict[str, str] | None:
+    return None if network is None else {"name": network.name, "checksum": network.checksum}
 
 
 def remove_partial(folder: Path) -> None:

@@ -9,6 +9,7 @@ from align3r_jax.errors import UserError
 from align3r_jax.predictors.flow import FlowPredictor
 from align3r_jax.predictors.network import NetworkPredictor
 from align3r_jax.predictors.protocol import Predictor
+from align3r_jax.priors.optical_flow import FlowSource
 from align3r_jax.structs import DepthPrior
 from align3r_jax.weights.store import LoadedNetwork
 
@@ -17,22 +18,23 @@ def make_predictor(
     config: ReconstructConfig,
     model: LoadedNetwork | None,
     prior: DepthPrior | None,
+    flow: FlowSource | None,
     note: Callable[[str], None],
 ) -> Predictor:
     """Returns the predictor of `config.predictor`.
 
-    "auto" is the network if `model` is given, else flow. `note` receives plain sentences about
-    the choice. Raises UserError if the network, the prior and the flow setting cannot work
-    together.
+    "auto" is the network if `model` is given, else flow. flow: the source, None for none. `note`
+    receives plain sentences about the choice. Raises UserError if the network, the prior and the
+    flow cannot work together.
     """
     kind = config.predictor
     if kind == "auto":
         kind = "flow" if model is None else "network"
     if kind == "flow":
-        if config.flow.source == "none":
+        if flow is None:
             raise UserError(
-                "The flow predictor needs optical flow, but --flow=none was given; use --flow=dis "
-                "or --flow=files:DIR, or give network weights with --weights=DIR."
+                "The flow predictor needs optical flow, but --flow=none was given; use --flow=dis, "
+                "raft, sea_raft or files:DIR, or give network weights with --weights=DIR."
             )
         if model is not None:
             raise UserError(
@@ -48,7 +50,8 @@ def make_predictor(
     if model.config.prior_branch and prior is None and model.config.prior_encoding == "minmax":
         raise UserError(
             f"{model.name} is an Align3R network and needs a depth prior, but --prior=none was "
-            "given; use --prior=files:DIR (the prior it was trained with), small or plane."
+            "given; use the prior it was trained with (--prior=depth_pro, depth_anything_v2_large "
+            "or files:DIR), small or plane."
         )
     if not model.config.prior_branch and prior is not None:
         raise UserError(

@@ -68,7 +68,8 @@ def read_weights(
     """Returns the weights of a network of any kind in `kinds.KINDS`.
 
     path: a file, or a folder as on model hubs. wanted: the kinds that can be used, None: all.
-    arguments: settings of the network that its weights do not tell, where the file has none.
+    arguments: settings that the weights do not tell, for files without a configuration (they win
+    over what the name of the file tells).
     Nothing in the file is executed. Raises UserError when there is no such file, it is damaged or
     hostile, belongs to another kind of network, holds numbers that are not finite, or contradicts
     its configuration.
@@ -81,8 +82,12 @@ def read_weights(
     if file.config_text is not None:
         config = settings_lib.decode_network(file.config_text, path.name, kind)
     else:
-        hints = {**(arguments or {}), **file.arguments}
-        config = kind.table_module.infer_config(file.state, hints)
+        table = kind.table_module
+        named = (
+            table.arguments_from_name(path.name) if hasattr(table, "arguments_from_name") else {}
+        )
+        hints = {**named, **(arguments or {}), **file.arguments}
+        config = table.infer_config(file.state, hints)
     return ReadWeights(file.state, config, file.source, kind)
 
 

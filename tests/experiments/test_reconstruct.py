@@ -128,10 +128,10 @@ def test_changed_prior_files_are_not_resumed(video, tmp_path):
     (prior / "000.npy").write_bytes(b"one")
     frames, _ = video_lib.read_frames(video, size=WIDTH)
     config = ReconstructConfig(prior=f"files:{prior}")
-    before = reconstruct.fingerprint(frames, config, None)
-    assert reconstruct.fingerprint(frames, config, None) == before
+    before = reconstruct.fingerprint(frames, config, [None])
+    assert reconstruct.fingerprint(frames, config, [None]) == before
     (prior / "000.npy").write_bytes(b"another")
-    assert reconstruct.fingerprint(frames, config, None) != before
+    assert reconstruct.fingerprint(frames, config, [None]) != before
 
 
 def test_hierarchical_two_frames_and_user_prior(tmp_path):

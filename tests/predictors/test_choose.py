@@ -6,6 +6,7 @@ import pytest
 from align3r_jax.config import NETWORK_PRESETS, FlowConfig, ReconstructConfig
 from align3r_jax.errors import UserError
 from align3r_jax.predictors import choose
+from align3r_jax.priors import optical_flow
 from align3r_jax.structs import DepthPrior
 from align3r_jax.weights.store import LoadedNetwork
 
@@ -17,7 +18,9 @@ def _model(preset):
 
 
 def _choose(model=None, prior=None, **settings):
-    return choose.make_predictor(ReconstructConfig(**settings), model, prior, lambda said: None)
+    config = ReconstructConfig(**settings)
+    flow = None if config.flow.source == "none" else optical_flow.DisFlow(config.flow)
+    return choose.make_predictor(config, model, prior, flow, lambda said: None)
 
 
 def test_auto_takes_the_network_if_there_is_one():
