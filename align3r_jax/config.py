@@ -138,6 +138,11 @@ class AlignmentConfig:
     lr: float = 0.01
     lr_min: float = 1e-3
     schedule: str = "linear"  # linear, cosine or cycleK: K linear ramps
+    # "gauss_newton": second order on a lattice of pixels, then the depth of every pixel.
+    solver: Literal["adam", "gauss_newton"] = "adam"
+    lattice_stride: int = 0  # every n-th pixel in x and y; 0: about 2,300 pixels of a frame
+    gauss_newton_steps: int = 12
+    depth_rounds: int = 8  # reweighting rounds of the depth of every pixel
     distance: Literal["l1", "l2"] = "l1"  # Euclidean norm, or its square
     confidence_weight: Literal["log", "sqrt", "m1", "id"] = "log"
     shared_focal: bool = True
