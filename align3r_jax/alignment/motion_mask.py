@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 
-import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from align3r_jax.alignment import two_view
+from align3r_jax.alignment import mask_shape, two_view
 from align3r_jax.config import AlignmentConfig
 from align3r_jax.errors import UserError
 from align3r_jax.geometry import warp
@@ -24,9 +23,6 @@ _BACKGROUND_FACTOR = 3.0  # errors above this many quantiles are motion
 _FLOW_SHARE = 0.2  # of its length, what a flow may be wrong by
 _MAX_VOTE = 1.5  # no single field decides alone
 _LEAST_TRUST = 0.05  # of flow that fails its consistency check though the point stays in view
-_SNAP_RADIUS = 1 / 32  # of the long side; boundaries move to depth edges this near
-_SNAP_EPSILON = 5e-4  # variance of ln depth that counts as an edge
-_MIN_AREA = 2e-3  # of the image: smaller spots are noise
 
 
 def from_two_views(
@@ -148,8 +144,9 @@ def update_from_scene(
     intrinsics: Array,
     flow: OpticalFlow,
     config: AlignmentConfig,
-) -> np.ndarray:
-    """Dynamic masks from an aligned scene.
+    axis: str | None = None,
+) -> jax.Array:
+    """Dynamic masks from an aligned scene. Traceable, also in `flow.pairs`.
 
     Every flow field between near frames votes on its source frame with min(error / limit, 1.5),
     limit = max(motion_min_error_px, 3 x the 30 % quantile of its errors) + 0.2 x the length of
@@ -161,23 +158,35 @@ def update_from_scene(
     Args:
         depth: (T, H, W). world_from_cam: (T, 4, 4). intrinsics: (T, 3, 3).
         flow: any directed fields; those over more than three frames count only for frames that
-            have no nearer one.
+            have no nearer one. Fields of frame -1 only fill up the shape.
+        axis: name of the mesh axis over which the fields are spread, None: they are all here.
 
     Returns:
         (T, H, W) bool; frames without a field are static.
     """
-    votes, trust = scene_votes(
-        jnp.asarray(depth),
-        jnp.asarray(world_from_cam),
-        jnp.asarray(intrinsics),
-        *_near_fields(flow, len(depth)),
+    return _update_from_scene(
+        depth,
+        world_from_cam,
+        intrinsics,
+        jnp.asarray(flow.pairs),
+        flow.flow,
+        flow.weight,
         config.motion_min_error_px,
+        axis,
     )
-    maps = zip(np.asarray(votes), np.asarray(trust), np.asarray(depth), strict=True)
-    return np.stack([clean(snap(*frame) > 1) for frame in maps])
 
 
-@jax.jit
+@partial(jax.jit, static_argnames="axis")
+def _update_from_scene(
+    depth, world_from_cam, intrinsics, pairs, flow, weight, min_error_px, axis=None
+):
+    votes, trust = scene_votes(
+        depth, world_from_cam, intrinsics, pairs, flow, weight, min_error_px, axis
+    )
+    return mask_shape.clean(mask_shape.snap(votes, trust, depth) > 1)
+
+
+@partial(jax.jit, static_argnames="axis")
 def scene_votes(
     depth: Array,
     world_from_cam: Array,
@@ -186,18 +195,20 @@ def scene_votes(
     flow: Array,
     weight: Array,
     min_error_px: float,
+    axis: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns (T, H, W) the mean votes of `update_from_scene` and the sum of their weights.
 
     pairs: (D, 2); flow: (D, H, W, 2); weight: (D, H, W). Votes are 0 where no flow is trusted.
     """
+    near = _near(pairs, depth.shape[0], axis)
     height, width = depth.shape[1:]
     corner = jnp.array([width - 1, height - 1], jnp.float32)
     grid = warp.pixel_grid(height, width)
 
     def add(carry, inputs):
         total, trust = carry
-        (i, j), field, weight = inputs
+        (i, j), field, weight, counts = inputs
         ego = warp.ego_flow(
             depth[i], intrinsics[i], intrinsics[j], world_from_cam[i], world_from_cam[j]
         )
@@ -212,70 +223,29 @@ def scene_votes(
         target = grid + ego
         inside = jnp.all((target >= 0) & (target <= corner), axis=-1)
         weight = jnp.where(inside, jnp.maximum(weight, _LEAST_TRUST), weight)
-        weight = jnp.where(known, weight, 0)
+        weight = jnp.where(known & counts, weight, 0)
         vote = weight * jnp.minimum(error / jnp.maximum(limit, 1e-6), _MAX_VOTE)
         return (total.at[i].add(vote), trust.at[i].add(weight)), None
 
     empty = jnp.zeros(depth.shape, jnp.float32)
-    (total, trust), _ = jax.lax.scan(add, (empty, empty), (pairs, flow, weight))
+    fields = (pairs, flow, weight, near)
+    (total, trust), _ = jax.lax.scan(add, (empty, empty), fields)
+    if axis is not None:
+        total, trust = jax.lax.psum((total, trust), axis)
     return jnp.where(trust > 0, total / jnp.where(trust > 0, trust, 1), 0), trust
 
 
-def snap(votes: np.ndarray, trust: np.ndarray, depth: np.ndarray) -> np.ndarray:
-    """Smooths votes (H, W) except across edges of ln depth: guided filter (He et al. 2013).
-
-    In every window the votes are fitted by a ln depth + b, each pixel weighing its trust, and
-    each pixel gets the mean of the fits of all windows over it. Untrusted pixels are filled in.
-    """
-    log_depth = np.log(np.maximum(depth, 1e-6))
-    guide = (log_depth - np.median(log_depth)).astype(np.float32)
-    weight = np.minimum(trust, 4).astype(np.float32) + 1e-3
-    radius = max(1, round(_SNAP_RADIUS * max(votes.shape)))
-
-    def window_sum(values: np.ndarray) -> np.ndarray:
-        size = (2 * radius + 1, 2 * radius + 1)
-        return cv2.boxFilter(values, -1, size, normalize=False, borderType=cv2.BORDER_CONSTANT)
-
-    total = window_sum(weight)
-    mean_guide = window_sum(weight * guide) / total
-    mean_votes = window_sum(weight * votes) / total
-    covariance = window_sum(weight * guide * votes) / total - mean_guide * mean_votes
-    variance = window_sum(weight * guide * guide) / total - mean_guide**2
-    slope = covariance / (np.maximum(variance, 0) + _SNAP_EPSILON)
-    offset = mean_votes - slope * mean_guide
-    return (window_sum(total * slope) * guide + window_sum(total * offset)) / window_sum(total)
-
-
-def clean(mask: np.ndarray) -> np.ndarray:
-    """Returns a mask (H, W) without thin lines and spots, its gaps and holes closed."""
-    height, width = mask.shape
-    radius = max(1, round(max(height, width) / 200))
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
-    image = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, disc)
-    image = cv2.morphologyEx(image, cv2.MORPH_CLOSE, disc, iterations=2)
-    min_area = max(4, _MIN_AREA * height * width)
-    image = _without_small(image, min_area)
-    # A hole is a small component of what is left.
-    return _without_small(1 - image, 4 * min_area) == 0
-
-
-def _without_small(image: np.ndarray, min_area: float) -> np.ndarray:
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(image, connectivity=4)
-    kept = stats[:, cv2.CC_STAT_AREA] >= min_area
-    kept[0] = False  # label 0: where the image is 0
-    return kept[labels].astype(np.uint8)
-
-
-def _near_fields(flow: OpticalFlow, num_frames: int) -> tuple[np.ndarray, Array, Array]:
-    """Returns pairs, fields and weights of the fields that vote."""
-    pairs = np.asarray(flow.pairs)
-    distance = np.abs(pairs[:, 0] - pairs[:, 1])
-    nearest = np.full(num_frames, np.iinfo(np.int32).max)
-    np.minimum.at(nearest, pairs[:, 0], distance)
-    kept = np.flatnonzero(distance <= np.maximum(_MAX_DISTANCE, nearest[pairs[:, 0]]))
-    if len(kept) == len(pairs):
-        return pairs, flow.flow, flow.weight
-    return pairs[kept], jnp.asarray(flow.flow)[kept], jnp.asarray(flow.weight)[kept]
+def _near(pairs: Array, num_frames: int, axis: str | None) -> Array:
+    """Returns (D,) bool, which fields vote."""
+    source = pairs[:, 0]
+    distance = jnp.abs(source - pairs[:, 1])
+    valid = source >= 0
+    far = jnp.iinfo(jnp.int32).max
+    nearest = jnp.full(num_frames, far, jnp.int32)
+    nearest = nearest.at[source].min(jnp.where(valid, distance, far))
+    if axis is not None:
+        nearest = jax.lax.pmin(nearest, axis)
+    return valid & (distance <= jnp.maximum(_MAX_DISTANCE, nearest[source]))
 
 
 def _quantile(values: Array, usable: Array, share: float) -> jax.Array:
