@@ -44,10 +44,17 @@ class DepthProConfig:
                 f"window={self.window}: expected a multiple of {8 * self.patch_size}, eight "
                 "patches, so that the overlaps of the windows are whole tokens."
             )
-        if not all(0 <= block < self.depth for block in self.latent_blocks):
+        if len(self.latent_blocks) != 2 or not all(
+            0 <= block < self.depth for block in self.latent_blocks
+        ):
             raise UserError(
-                f"latent_blocks={self.latent_blocks}: expected numbers from 0 to {self.depth - 1}, "
-                f"for {self.depth} blocks."
+                f"latent_blocks={self.latent_blocks}: expected two numbers from 0 to "
+                f"{self.depth - 1}, for {self.depth} blocks."
+            )
+        if self.num_heads < 1 or self.embed_dim % self.num_heads:
+            raise UserError(
+                f"embed_dim={self.embed_dim} does not divide into num_heads={self.num_heads}; "
+                "change one of the two."
             )
 
     @property
