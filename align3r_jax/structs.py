@@ -74,6 +74,29 @@ class Frames:
 
 
 @struct.dataclass
+class KnownCameras:
+    """What a user knows of the cameras; NaN where nothing is known.
+
+    intrinsics: (3, 3) of every frame, or (T, 3, 3), pixels of images of `image_size`, pixel
+    centres at integers. image_size: (2,) or (T, 2), height and width of these images; None or NaN:
+    the original frames. world_from_cam: (T, 4, 4), any world, any unit, x right, y down, z forward.
+
+    Without deviations what is known is held fixed. With them it is a soft prior of these standard
+    deviations, one number or one per frame: rotation_deviation in degrees, translation_deviation in
+    the unit of the poses (`relative_translation`: shares of the spread of the known positions),
+    focal_deviation a share of the focal.
+    """
+
+    intrinsics: Array | None = None
+    world_from_cam: Array | None = None
+    image_size: Array | None = None
+    rotation_deviation: Array | None = None
+    translation_deviation: Array | None = None
+    focal_deviation: Array | None = None
+    relative_translation: bool = struct.field(pytree_node=False, default=False)
+
+
+@struct.dataclass
 class DepthPrior:
     """Monocular depth of every frame.
 

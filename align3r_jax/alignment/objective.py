@@ -10,7 +10,14 @@ import numpy as np
 from flax import struct
 
 from align3r_jax.alignment import variables as variables_module
-from align3r_jax.alignment.terms import depth_prior, flow, pointmap, smoothness
+from align3r_jax.alignment.terms import (
+    depth_prior,
+    flow,
+    known_cameras,
+    pointmap,
+    prior_depth,
+    smoothness,
+)
 from align3r_jax.config import AlignmentConfig
 from align3r_jax.geometry import warp
 from align3r_jax.structs import (
@@ -23,6 +30,8 @@ from align3r_jax.structs import (
 
 # The names in the trace, in the order of the paper's equation; all unweighted.
 TERMS = ("pointmap_1", "pointmap_2", "smoothness", "flow_12", "flow_21", "depth")
+# Ours, in the trace only of problems that have them.
+USER_TERMS = ("known_cameras", "depth_prior")
 
 
 @struct.dataclass
@@ -32,6 +41,7 @@ class Problem:
     pixels: (2, L) x and y of the pixels. initial_log_depth: (T, L) and dynamic: (T, L) bool, for
     the depth regulariser. frame_valid: (T,), pair_valid: (P,), 0 or 1: frames and pairs with 0 only
     fill up the shape, whatever they hold, and the loss is that of the others alone; None: all 1.
+    known_cameras: soft priors on cameras. depth_prior: what the depth should look like.
     """
 
     pointmaps: pointmap.PointmapData
@@ -42,6 +52,13 @@ class Problem:
     image_size: tuple[int, int] = struct.field(pytree_node=False)
     frame_valid: Array | None = None
     pair_valid: Array | None = None
+    known_cameras: known_cameras.CameraPriorData | None = None
+    depth_prior: prior_depth.PriorDepthData | None = None
+
+
+def term_names(problem: Problem) -> tuple[str, ...]:
+    """Returns the terms of this problem that belong into its trace."""
+    return TERMS + tuple(name for name in USER_TERMS if getattr(problem, name) is not None)
 
 
 def prepare(
@@ -113,7 +130,8 @@ def evaluate(
     config: AlignmentConfig,
     with_flow: Array | bool = True,
 ) -> tuple[Array, dict[str, Array]]:
-    """L = L_pointmap + w_s L_smooth + w_f [L_flow <= gate] L_flow + w_d L_depth.
+    """L = L_pointmap + w_s L_smooth + w_f [L_flow <= gate] L_flow + w_d L_depth + w_c L_cameras
+    + w_p L_prior, the last two in problems that have them.
 
     with_flow: whether the iteration has reached the start of the flow term. Returns L and the
     terms by name, unweighted (the flow terms also while the gate drops them; 0 before the start),
@@ -170,4 +188,15 @@ def evaluate(
             frame_valid,
         )
         total = total + config.depth_regulariser_weight * terms["depth"]
+
+    if problem.known_cameras is not None:
+        terms["known_cameras"] = known_cameras.camera_prior(
+            geometry.world_from_cam, geometry.focal, problem.known_cameras, frame_valid
+        )
+        total = total + config.known_camera_weight * terms["known_cameras"]
+    if problem.depth_prior is not None:
+        terms["depth_prior"] = prior_depth.shape_error(
+            variables.log_depth.reshape(problem.dynamic.shape), problem.depth_prior, frame_valid
+        )
+        total = total + config.depth_prior_weight * terms["depth_prior"]
     return total, terms

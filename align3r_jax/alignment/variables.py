@@ -25,16 +25,54 @@ PRINCIPAL_POINT_UNIT = 10.0  # pixels per unit of the variable
 
 @struct.dataclass
 class Known:
-    """What is given from outside; each is set and then frozen.
+    """What is given from outside: held fixed, or a soft prior where it has deviations.
 
     world_from_cam: (T, 4, 4). focal: (T,) working pixels. principal_point: (T, 2) working pixels.
-    depth: (T, H, W). None: free.
+    depth: (T, H, W). None: free. pose_mask, intrinsics_mask: (T,) bool, the frames whose pose,
+    whose focal and principal point are known (any finite value stands for the others); None: all.
+
+    rotation_deviation (T,) radians and translation_deviation (T,) in the unit of the poses: poses
+    are not held but drawn to the given ones; None: held. focal_deviation (T,) of ln focal likewise.
+    fixes_scale: the poses say how large the world is.
     """
 
     world_from_cam: Array | None = None
     focal: Array | None = None
     principal_point: Array | None = None
     depth: Array | None = None
+    pose_mask: Array | None = None
+    intrinsics_mask: Array | None = None
+    rotation_deviation: Array | None = None
+    translation_deviation: Array | None = None
+    focal_deviation: Array | None = None
+    fixes_scale: bool = struct.field(pytree_node=False, default=True)
+
+    @property
+    def holds_all_cameras(self) -> bool:
+        """Poses and focals of all frames are given and held."""
+        given = self.world_from_cam is not None and self.focal is not None
+        return given and self.holds_all_poses and self.holds_all_intrinsics
+
+    @property
+    def holds_all_poses(self) -> bool:
+        """Whatever poses are given are those of all frames, and held."""
+        return self.pose_mask is None and self.rotation_deviation is None
+
+    @property
+    def holds_all_intrinsics(self) -> bool:
+        """Whatever focals are given are those of all frames, and held."""
+        return self.intrinsics_mask is None and self.focal_deviation is None
+
+    def known_focals(self, num_frames: int) -> np.ndarray:
+        """Returns (T,) float64 pixels, NaN where the focal is not known."""
+        if self.focal is None:
+            return np.full(num_frames, np.nan)
+        focals = np.array(self.focal, np.float64)
+        return (
+            focals
+            if self.intrinsics_mask is None
+            else np.where(self.intrinsics_mask, focals, np.nan)
+        )
 
     def check(self, num_frames: int, height: int, width: int) -> Known:
         """Returns self. Raises UserError if an array does not fit T frames of H x W."""
@@ -43,6 +81,11 @@ class Known:
             "focal": (num_frames,),
             "principal_point": (num_frames, 2),
             "depth": (num_frames, height, width),
+            "pose_mask": (num_frames,),
+            "intrinsics_mask": (num_frames,),
+            "rotation_deviation": (num_frames,),
+            "translation_deviation": (num_frames,),
+            "focal_deviation": (num_frames,),
         }
         for name, shape in expected.items():
             value = getattr(self, name)
@@ -57,7 +100,8 @@ class Known:
                 raise UserError(
                     f"Known {name} holds NaN or infinite values; every value is needed."
                 )
-            if name in ("focal", "depth") and np.any(np.asarray(value) <= 0):
+            positive = name in ("focal", "depth") or name.endswith("deviation")
+            if positive and np.any(np.asarray(value) <= 0):
                 raise UserError(f"Known {name} must be positive everywhere.")
         return self
 
@@ -84,12 +128,12 @@ class Geometry:
 def settings_with_known(config: AlignmentConfig, known: Known | None) -> AlignmentConfig:
     """Returns the config that holds with `known`.
 
-    Known poses fix the scale of the world, so g = 1; known focals are one per frame.
+    Known poses fix the scale of the world, so g = 1; focals that are held are one per frame.
     """
     known = known or Known()
-    if known.world_from_cam is not None:
+    if known.world_from_cam is not None and known.fixes_scale:
         config = dataclasses.replace(config, normalise_pair_scale=False)
-    if known.focal is not None:
+    if known.focal is not None and known.focal_deviation is None:
         config = dataclasses.replace(config, shared_focal=False)
     return config
 
@@ -193,20 +237,38 @@ def encode(
 def with_known(
     variables: AlignmentVariables, known: Known | None, config: AlignmentConfig
 ) -> AlignmentVariables:
-    """Returns the variables with every known quantity written over the estimated one."""
+    """Returns the variables with every known quantity that is held written over the estimated one.
+
+    A soft focal is written too: it is where the optimisation starts.
+    """
     known = known or Known()
     changes = {}
-    if known.world_from_cam is not None:
+
+    def write(name: str, value: Array, mask: Array | None) -> None:
+        if mask is not None:
+            mask = jnp.asarray(mask).reshape((-1,) + (1,) * (value.ndim - 1))
+            value = jnp.where(mask, value, getattr(variables, name))
+        changes[name] = value
+
+    if known.world_from_cam is not None and known.rotation_deviation is None:
         pose = jnp.asarray(known.world_from_cam, variables.log_depth.dtype)
-        changes["frame_quaternion"] = rigid.quaternion_from_matrix(pose[:, :3, :3])
-        changes["frame_translation"] = rigid.encode_translation(pose[:, :3, 3])
+        quaternion = rigid.quaternion_from_matrix(pose[:, :3, :3])
+        write("frame_quaternion", quaternion, known.pose_mask)
+        write("frame_translation", rigid.encode_translation(pose[:, :3, 3]), known.pose_mask)
     if known.focal is not None:
-        focal = jnp.asarray(known.focal, variables.log_depth.dtype)
-        changes["log_focal"] = config.focal_break * jnp.log(focal)
+        log_focal = config.focal_break * jnp.log(
+            jnp.asarray(known.focal, variables.log_depth.dtype)
+        )
+        if config.shared_focal:
+            weight = None if known.intrinsics_mask is None else jnp.asarray(known.intrinsics_mask)
+            log_focal = jnp.average(log_focal, weights=weight, keepdims=True)
+            changes["log_focal"] = log_focal
+        else:
+            write("log_focal", log_focal, known.intrinsics_mask)
     if known.principal_point is not None:
         height, width = variables.log_depth.shape[-2:]
         offset = jnp.asarray(known.principal_point) - jnp.array([width / 2, height / 2])
-        changes["principal_point"] = offset / PRINCIPAL_POINT_UNIT
+        write("principal_point", offset / PRINCIPAL_POINT_UNIT, known.intrinsics_mask)
     if known.depth is not None:
         changes["log_depth"] = jnp.log(jnp.asarray(known.depth, variables.log_depth.dtype))
     return dataclasses.replace(variables, **changes)
@@ -261,14 +323,25 @@ def decode(
 def trainable(
     variables: AlignmentVariables, config: AlignmentConfig, known: Known | None = None
 ) -> AlignmentVariables:
-    """Returns the variables' tree with a bool per group: True where the optimiser may move it."""
+    """Returns the variables' tree with a bool per group: True where the optimiser may move it.
+
+    A group that is held in some frames only is a (T,) bool array instead.
+    """
     known = known or Known()
+
+    def free(value: Array | None, mask: Array | None, deviation: Array | None) -> Array | bool:
+        if value is None or deviation is not None:
+            return True
+        return False if mask is None else ~jnp.asarray(mask, bool)
+
+    pose = free(known.world_from_cam, known.pose_mask, known.rotation_deviation)
+    point = free(known.principal_point, known.intrinsics_mask, None)
     return AlignmentVariables(
         log_depth=known.depth is None,
-        frame_quaternion=known.world_from_cam is None,
-        frame_translation=known.world_from_cam is None,
-        log_focal=known.focal is None,
-        principal_point=config.optimise_principal_point and known.principal_point is None,
+        frame_quaternion=pose,
+        frame_translation=pose,
+        log_focal=free(known.focal, known.intrinsics_mask, known.focal_deviation),
+        principal_point=point if config.optimise_principal_point else False,
         pair_quaternion=True,
         pair_translation=True,
         pair_log_scale=True,

@@ -80,18 +80,16 @@ def scan(
     """Runs iterations first_step ... first_step + num_steps - 1 of config.iterations.
 
     x <- x - lr m / (sqrt(v) + eps) with bias-corrected m, v (Adam; Kingma & Ba 2015). Steps at and
-    beyond config.iterations change nothing. trainable: a bool per group (static).
+    beyond config.iterations change nothing. trainable: a bool per group (static), or one per frame.
     Returns the new state and the trace, name -> (num_steps,): "total" before each step, the rate
-    "lr", and every term of `objective.TERMS`.
+    "lr", and every term of `objective.term_names`.
     """
     flow_start = objective.flow_start_iteration(config)
 
     def body(state, step):
         evaluate = jax.value_and_grad(objective.evaluate, has_aux=True)
         (total, terms), gradient = evaluate(state.variables, problem, config, step >= flow_start)
-        gradient = jax.tree.map(
-            lambda free, g: g if free else jnp.zeros_like(g), trainable, gradient
-        )
+        gradient = jax.tree.map(_only_free, trainable, gradient)
         finite = jnp.isfinite(total)
         rate = schedule.learning_rate(
             step, config.iterations, config.schedule, config.lr, config.lr_min
@@ -110,18 +108,25 @@ def scan(
             moments=choose(moments, state.moments),
             failed=failed,
         )
-        trace = {name: terms[name] for name in objective.TERMS}
+        trace = {name: terms[name] for name in objective.term_names(problem)}
         return following, trace | {"total": total, "lr": rate}
 
     return jax.lax.scan(body, state, first_step + jnp.arange(num_steps))
 
 
+def _only_free(free: bool | Array, gradient: Array) -> Array:
+    if isinstance(free, bool):
+        return gradient if free else jnp.zeros_like(gradient)
+    return jnp.where(free.reshape(free.shape + (1,) * (gradient.ndim - 1)), gradient, 0)
+
+
 class _Static:
-    """A hashable wrapper for a tree of bools, so that it can be a static argument of jit."""
+    """A hashable wrapper of the tree of `trainable`, which makes it a static argument of jit."""
 
     def __init__(self, tree: AlignmentVariables):
-        self.tree = tree
-        self._key = tuple(bool(leaf) for leaf in jax.tree.leaves(tree))
+        self.tree = jax.tree.map(lambda x: x if isinstance(x, bool) else np.asarray(x), tree)
+        leaves = jax.tree.leaves(self.tree)
+        self._key = tuple(x if isinstance(x, bool) else tuple(x.tolist()) for x in leaves)
 
     def __hash__(self):
         return hash(self._key)
