@@ -138,15 +138,17 @@ class DepthAnythingHead(nn.Module):
             maps.append(layer(features))
             named[f"layer_{level + 1}"] = maps[-1]
 
-        sizes = [features.shape[1:3] for features in maps]
-        targets = [(2 * sizes[0][0], 2 * sizes[0][1]), *sizes[:3]]
-        fused: tuple[jax.Array, ...] = ()
-        for level in (3, 2, 1, 0):
+        rows, columns = maps[0].shape[1:3]
+        targets = [(2 * rows, 2 * columns)]
+        targets += [(features.shape[1], features.shape[2]) for features in maps[:3]]
+        fused = dpt.Fusion(name="fusion_4")(maps[3], shape=targets[3])
+        named["path_4"] = fused
+        for level in (2, 1, 0):
             fusion = dpt.Fusion(name=f"fusion_{level + 1}")
-            fused = (fusion(*fused, maps[level], shape=targets[level]),)
-            named[f"path_{level + 1}"] = fused[0]
+            fused = fusion(fused, maps[level], targets[level])
+            named[f"path_{level + 1}"] = fused
 
-        out = dpt.Conv(config.feature_dim // 2, 3, name="output_1")(fused[0])
+        out = dpt.Conv(config.feature_dim // 2, 3, name="output_1")(fused)
         named["output_1"] = out
         shape = (config.patch_size * grid[0], config.patch_size * grid[1])
         out = resize.bilinear(out, shape, align_corners=True)

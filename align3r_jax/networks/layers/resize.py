@@ -22,9 +22,9 @@ CUBIC_A = -0.75  # of Keys' kernel, the one PyTorch and OpenCV use
 
 
 class Taps(NamedTuple):
-    """One axis of a resize: index (n_out, K) int32 into the source, weight (n_out, K) float32."""
+    """One axis of a resize: sample (n_out, K) int32 of the source, weight (n_out, K) float32."""
 
-    index: np.ndarray
+    sample: np.ndarray
     weight: np.ndarray
 
 
@@ -34,7 +34,7 @@ def _edge_aligned(n_in: int, n_out: int, offset: float = 0.0) -> np.ndarray:
         ratio = np.float32(1.0 / ((n_out + offset) / n_in))
     else:
         ratio = np.float32(n_in) / np.float32(n_out)
-    return np.float32(np.float64(ratio) * (np.arange(n_out) + 0.5) - 0.5)
+    return (np.float64(ratio) * (np.arange(n_out) + 0.5) - 0.5).astype(np.float32)
 
 
 def _corner_aligned(n_in: int, n_out: int) -> np.ndarray:
@@ -60,8 +60,8 @@ def bilinear_taps(n_in: int, n_out: int, align_corners: bool) -> Taps:
     source = source.astype(np.float64)
     base = np.floor(source)
     fraction = (source - base)[:, None]
-    index = np.minimum(base[:, None] + np.arange(2), n_in - 1).astype(np.int32)
-    return Taps(index, np.concatenate([1 - fraction, fraction], axis=1).astype(np.float32))
+    sample = np.minimum(base[:, None] + np.arange(2), n_in - 1).astype(np.int32)
+    return Taps(sample, np.concatenate([1 - fraction, fraction], axis=1).astype(np.float32))
 
 
 @functools.lru_cache(maxsize=256)
@@ -83,8 +83,8 @@ def apply_taps(features: jax.Array, taps: Taps, axis: int) -> jax.Array:
     shape = [1] * features.ndim
     shape[axis] = -1
     parts = [
-        jnp.take(features, index, axis=axis) * weight.reshape(shape).astype(features.dtype)
-        for index, weight in zip(taps.index.T, taps.weight.T)
+        jnp.take(features, sample, axis=axis) * weight.reshape(shape).astype(features.dtype)
+        for sample, weight in zip(taps.sample.T, taps.weight.T)
     ]
     return functools.reduce(jnp.add, parts)
 

@@ -219,6 +219,10 @@ def infer_config(
     hidden = shape("encoder/block_00/mlp/fc1/kernel", 2)[0]
     side = math.isqrt(shape("encoder/positions", 3)[1] - 1)
     max_depth = hints.get("max_depth")
+    widths: dict[str, Any] = {
+        "hooks": _hooks(hints, depth),
+        "layer_dims": tuple(shape(f"head/project_{k}/kernel", 4)[0] for k in (1, 2, 3, 4)),
+    }
     return DepthAnythingConfig(
         embed_dim=dim,
         depth=depth,
@@ -227,9 +231,8 @@ def infer_config(
         patch_size=patch,
         grid=side,
         pos_embed_mode=hints.get("pos_embed_mode", "offset"),
-        hooks=_hooks(hints, depth),
-        layer_dims=tuple(shape(f"head/project_{k}/kernel", 4)[0] for k in (1, 2, 3, 4)),
         feature_dim=shape("head/layer_1/kernel", 4)[0],
         last_dim=shape("head/output_2/kernel", 4)[0],
         max_depth=None if max_depth is None else float(max_depth),
+        **widths,
     )
