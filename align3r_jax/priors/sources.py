@@ -6,7 +6,6 @@ that is given with it, else from the search path of `weights.published`.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -23,7 +22,6 @@ DEPTH_KINDS = ("depth_anything", "depth_pro")
 FLOW_KINDS = ("raft", "sea_raft")
 _PLAIN_PRIORS = ("auto", "small", "plane", "none")
 _PLAIN_FLOWS = ("dis", "none")
-_CHOICES = ("pos_embed_mode",)  # settings in which one and the same weights may differ
 
 
 class NetworkPrior:
@@ -192,11 +190,4 @@ def _licence(name: str) -> str:
 
 
 def _name_of(network: LoadedNetwork) -> str:
-    """The name of the published weights that have these settings, else that of the file."""
-    for entry in published.PUBLISHED.values():
-        if entry.kind == network.kind and entry.preset is not None:
-            preset = kinds.get(entry.kind).known_configs[entry.preset]
-            free = {n: getattr(preset, n) for n in _CHOICES if hasattr(preset, n)}
-            if dataclasses.replace(network.config, **free) == preset:
-                return entry.name
-    return network.name
+    return published.name_of(network.kind, network.config) or network.name

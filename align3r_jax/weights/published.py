@@ -14,8 +14,10 @@ from typing import Any
 
 from align3r_jax.errors import UserError
 from align3r_jax.io import user_folder
+from align3r_jax.weights import kinds
 
 SEARCH_VARIABLE = "ALIGN3R_JAX_WEIGHTS"
+_CHOICES = ("pos_embed_mode",)  # settings in which one and the same weights may differ
 _SUFFIXES = ("", ".safetensors", ".pth", ".pt")
 _APACHE, _BSD = "Apache-2.0", "BSD-3-Clause"
 _NON_COMMERCIAL = "CC BY-NC 4.0, no commercial use"
@@ -135,9 +137,20 @@ def locate(name: str, flag: str) -> Path:
     )
 
 
-def licence_notice(name: str) -> str | None:
+def name_of(kind: str, config: Any) -> str | None:
+    """Returns the name of the published weights that have these settings, None if none do."""
+    for entry in PUBLISHED.values():
+        if entry.kind == kind and entry.preset is not None:
+            preset = kinds.get(kind).known_configs[entry.preset]
+            free = {name: getattr(preset, name) for name in _CHOICES if hasattr(preset, name)}
+            if dataclasses.replace(config, **free) == preset:
+                return entry.name
+    return None
+
+
+def licence_notice(name: str | None) -> str | None:
     """Returns a sentence about weights that may not be used commercially; None for free ones."""
-    entry = PUBLISHED.get(name)
+    entry = PUBLISHED.get(name or "")
     if entry is None or entry.free:
         return None
     return f"The weights of {name} have a licence of their own: {entry.licence}."
