@@ -107,6 +107,7 @@ HUB_RULES: list[Rule] = [
 ]
 _ORIGINAL = ("encoder.", "decoder.", "fov.")
 _HUB = ("depth_pro.", "fusion_stage.", "fov_model.", "head.layers.")
+_FIELD_OF_VIEW = ("fov.", "fov_model.")
 _MARKS = ("encoder.patch_encoder.", "depth_pro.encoder.patch_encoder.")
 # The deepest fusion has nothing to add: this unit of it is never used, and files may lack it.
 _UNUSED = re.compile(r"decoder/fusion_4/skip_unit/.*")
@@ -148,6 +149,11 @@ def import_state(
     """
     state, rules = _canonical(state)
     expected = depth_pro.abstract_params(config)
+    if initial is None and not any(name.startswith(_FIELD_OF_VIEW) for name in state):
+        raise UserError(
+            "These weights of Depth Pro have no part that estimates the field of view, so depth "
+            "would have no scale (transformers' use_fov_model=False). Give a complete file."
+        )
     idle = {
         path: np.zeros(leaf.shape, leaf.dtype)
         for path, leaf in traverse_util.flatten_dict(expected, sep="/").items()
@@ -231,7 +237,6 @@ def infer_config(
 _HUB_FIXED: dict[str, Any] = {
     "use_batch_norm_in_fusion_residual": False,
     "use_bias_in_fusion_residual": True,
-    "split_overlap_ratios": [0.5, 0.25],
     "scaled_images_ratios": [0.25, 0.5, 1],
     "scaled_images_overlap_ratios": [0.0, 0.5, 0.25],
     "num_fov_head_layers": 2,
