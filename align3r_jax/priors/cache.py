@@ -42,21 +42,19 @@ def get_or_compute(
     cache_dir: None computes every time. A cache that cannot be written (disk full, read only)
     costs a warning, not the result.
     """
-    if cache_dir is None:
-        return dict(compute())
-    path = Path(cache_dir).expanduser() / f"{key}.npz"
-    stored = _read(path)
+    stored = read(cache_dir, key)
     if stored is not None:
         return stored
     computed = {name: np.asarray(array) for name, array in compute().items()}
-    try:
-        _write(path, computed)
-    except OSError as error:
-        _log.warning("The cache entry '%s' was not written (%s).", path, error)
+    write(cache_dir, key, computed)
     return computed
 
 
-def _read(path: Path) -> dict[str, np.ndarray] | None:
+def read(cache_dir: str | Path | None, key: str) -> dict[str, np.ndarray] | None:
+    """Returns the arrays stored under `key`; None if there are none, or no `cache_dir`."""
+    if cache_dir is None:
+        return None
+    path = _path(cache_dir, key)
     try:
         with np.load(path, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}  # checks every checksum
@@ -67,8 +65,19 @@ def _read(path: Path) -> dict[str, np.ndarray] | None:
         return None
 
 
-def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def write(cache_dir: str | Path | None, key: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Stores arrays under `key`, if there is a `cache_dir`; warns if that cannot be done."""
+    if cache_dir is None:
+        return
+    path = _path(cache_dir, key)
     stored: dict[str, Any] = dict(arrays)
-    with atomic.new_file(path) as file:
-        np.savez(file, **stored)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic.new_file(path) as file:
+            np.savez(file, **stored)
+    except OSError as error:
+        _log.warning("The cache entry '%s' was not written (%s).", path, error)
+
+
+def _path(cache_dir: str | Path, key: str) -> Path:
+    return Path(cache_dir).expanduser() / f"{key}.npz"

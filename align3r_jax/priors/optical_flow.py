@@ -178,8 +178,8 @@ class DisFlow:
             self._grey = [
                 cv2.cvtColor(np.asarray(image), cv2.COLOR_RGB2GRAY) for image in frames.images
             ]
-        flows = _composed(_both_ways(pairs), self._neighbour)
-        for i, j in _both_ways(pairs):
+        flows = _composed(both_ways(pairs), self._neighbour)
+        for i, j in both_ways(pairs):
             if i < j and j - i > 1:
                 self._refine(flows, i, j)
         return weigh(flows, pairs, self._config, self.name)
@@ -226,11 +226,11 @@ class FlowFiles:
 
     def directed(self, frames: Frames, pairs: np.ndarray) -> OpticalFlow:
         flows = {}
-        for i, j in _both_ways(pairs):
+        for i, j in both_ways(pairs):
             path = flow_files.find_flow(self._folder, i, j, frames.names)
             if path is not None:
                 flows[i, j] = self._read(path, frames)
-        missing = [pair for pair in _both_ways(pairs) if pair not in flows]
+        missing = [pair for pair in both_ways(pairs) if pair not in flows]
         flows |= _composed(missing, lambda i, j: self._neighbour(i, j, frames))
         return weigh(flows, pairs, self._config, self.name)
 
@@ -256,7 +256,7 @@ class FlowFiles:
         )
 
 
-def _both_ways(pairs: np.ndarray) -> list[tuple[int, int]]:
+def both_ways(pairs: np.ndarray) -> list[tuple[int, int]]:
     """Every directed pair and its reverse, once, sorted."""
     given = {tuple(pair) for pair in np.asarray(pairs).tolist()}
     return sorted(given | {(j, i) for i, j in given})
