@@ -212,7 +212,7 @@ def abstract_params(config: DepthAnythingConfig) -> dict[str, Any]:
 def init_params(config: DepthAnythingConfig, key: jax.Array) -> dict[str, Any]:
     """Parameters to train from scratch, by the rules of `networks.initial`."""
     rules = (
-        (r"mask_token", "zero"),
+        (r"mask_token", "0"),
         *initial.encoder_rules("encoder"),
         (r".*", "fan_in"),
     )
