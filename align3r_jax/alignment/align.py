@@ -57,6 +57,10 @@ def align(
     key_frame_prior: initialise_lib.KeyFramePrior | None = None,
     known: variables_lib.Known | None = None,
     dynamic_mask: Array | None = None,
+    masked_frames: Array | None = None,
+    ignore: Array | None = None,
+    depth_prior: Array | None = None,
+    start: AlignmentVariables | None = None,
     progress: adam.Progress | None = None,
 ) -> AlignResult:
     """Aligns all pairs of a graph into one scene.
@@ -70,6 +74,11 @@ def align(
         dynamic_mask: (T, H, W) of the user: bool, grey in [0, 1] or uint8. None: found from the
             flow, first by the two-view scenes of the pairs, then `config.motion_mask_updates`
             times and at the end from the scene itself.
+        masked_frames: (T,) bool, the frames of which `dynamic_mask` speaks; the masks of the others
+            are found. None: all.
+        ignore: (T, H, W) bool, pixels that have no weight in any term.
+        depth_prior: (T, H, W), NaN where unknown; counts with `config.depth_prior_weight`.
+        start: where to begin; None: the spanning tree of the pairs, or all known cameras.
         progress: called as (iteration, total, loss) every few iterations.
 
     Two frames in both directions with nothing known are their two-view scene, without iterations
@@ -86,27 +95,54 @@ def align(
             f"{width}x{height}; both must be at the working size."
         )
     config = variables_lib.settings_with_known(config, known)
-    mask_flow = flow if dynamic_mask is None else None  # what masks are found from, if at all
-    if mask_flow is not None:
-        mask = _first_mask(predictions, graph, mask_flow, config)
-    else:
-        mask = motion_mask.from_user(dynamic_mask, graph.num_frames, height, width)
+    shape = (graph.num_frames, height, width)
+    confidence = initialise_lib.frame_confidence(predictions, graph)
+    if ignore is not None:
+        ignore = motion_mask.from_user(ignore, *shape)
+        predictions = _without_ignored(predictions, graph.pairs, ignore)
+        flow = _flow_without_ignored(flow, ignore)
+    user_mask = motion_mask.from_user(dynamic_mask, *shape)
+    given = np.full(graph.num_frames, dynamic_mask is not None)
+    if dynamic_mask is not None and masked_frames is not None:
+        given = np.asarray(masked_frames, bool)
+    mask_flow = None if given.all() else flow  # what masks are found from, if at all
 
-    if _is_two_view(graph, config, key_frame_prior, known):
+    def with_user_mask(found: np.ndarray) -> np.ndarray:
+        return np.where(given[:, None, None], user_mask, found)
+
+    mask = user_mask
+    if mask_flow is not None:
+        mask = with_user_mask(_first_mask(predictions, graph, mask_flow, config))
+
+    if start is not None:
+        pass
+    elif _is_two_view(graph, config, key_frame_prior, known):
         config = dataclasses.replace(config, iterations=0, shared_focal=False)
         start = two_view.initialise(predictions, graph, config)
     else:
         start = initialise_lib.initialise(
             predictions, graph, config, key_frame_prior=key_frame_prior, known=known
         )
-    problem = objective.prepare(predictions, graph, flow, start, mask, config)
+    problem = objective.prepare(
+        predictions,
+        graph,
+        flow,
+        start,
+        mask,
+        config,
+        known=known,
+        ignore=ignore,
+        depth_prior=depth_prior,
+    )
 
     def scene_mask(variables: AlignmentVariables) -> np.ndarray:
         if mask_flow is None:
             return mask
         geometry = variables_lib.decode(variables, config, (height, width))
-        return motion_mask.update_from_scene(
-            geometry.depth, geometry.world_from_cam, geometry.intrinsics, mask_flow, config
+        return with_user_mask(
+            motion_mask.update_from_scene(
+                geometry.depth, geometry.world_from_cam, geometry.intrinsics, mask_flow, config
+            )
         )
 
     updates = config.motion_mask_updates if mask_flow is not None and config.iterations else 0
@@ -131,11 +167,29 @@ def align(
         dynamic_mask=scene_mask(outcome.variables) if updates else mask,
         trace=outcome.trace,
         pair_losses=pair_losses(outcome.variables, problem, config),
-        confidence=initialise_lib.frame_confidence(predictions, graph),
+        confidence=confidence,
         pairs=graph.pairs,
         failed=outcome.failed,
         fixed_world=known is not None and known.world_from_cam is not None,
     )
+
+
+def _without_ignored(
+    predictions: PairPredictions, pairs: np.ndarray, ignore: np.ndarray
+) -> PairPredictions:
+    """Ignored pixels get confidence 1, which means nothing to whatever starts the scene."""
+    return dataclasses.replace(
+        predictions,
+        confidence1=jnp.where(ignore[pairs[:, 0]], 1, predictions.confidence1),
+        confidence2=jnp.where(ignore[pairs[:, 1]], 1, predictions.confidence2),
+    )
+
+
+def _flow_without_ignored(flow: OpticalFlow | None, ignore: np.ndarray) -> OpticalFlow | None:
+    if flow is None:
+        return None
+    weight = jnp.where(ignore[np.asarray(flow.pairs)[:, 0]], 0, flow.weight)
+    return dataclasses.replace(flow, weight=weight)
 
 
 def _is_two_view(graph, config, key_frame_prior, known) -> bool:

@@ -57,8 +57,8 @@ def initialise(
         config: `stale_focal`, `shared_focal`, `min_confidence` and the codings count here.
         key_frame_prior: pose and focal of frame 0 (clips); None = the world is the camera of the
             best pair.
-        known: quantities given from outside, set in the result. Known poses and focals together
-            replace the tree; known poses alone fix its world.
+        known: quantities given from outside, set in the result. Poses and focals of all frames
+            replace the tree; else known poses place its world.
 
     Raises:
         UserError: known quantities do not fit the frames.
@@ -67,7 +67,7 @@ def initialise(
     height, width = predictions.confidence1.shape[1:]
     if known is not None:
         known.check(graph.num_frames, height, width)
-    if known is not None and known.world_from_cam is not None and known.focal is not None:
+    if known is not None and known.holds_all_cameras:
         start = known_cameras.initialise(predictions, graph, config, known)
     else:
         scene = starting_scene(
@@ -128,7 +128,15 @@ def starting_scene(
     points = jnp.stack(tree.points)
     world_from_cam = jnp.asarray(np.stack(poses), jnp.float32)
     if known.world_from_cam is not None:
-        similarity = known_cameras.align_poses(world_from_cam, known.world_from_cam)
+        if known.holds_all_poses:
+            similarity = known_cameras.align_poses(world_from_cam, known.world_from_cam)
+        else:
+            fit = known_cameras.fit_world(world_from_cam, known.world_from_cam, known.pose_mask)
+            similarity = (
+                np.float32(fit.scale),
+                np.float32(fit.rotation),
+                np.float32(fit.translation),
+            )
         points, world_from_cam = _move_scene(points, world_from_cam, *similarity)
     return register_scene(predictions, graph, config, points, world_from_cam, focals)
 

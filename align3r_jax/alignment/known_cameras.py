@@ -1,13 +1,13 @@
-"""Cameras that the user knows: checked, brought to the working size, and used as the start.
+"""The start with known cameras: from all of them, or a chained scene carried onto some of them.
 
-Known quantities are set and then frozen (`variables.Known`, `variables.trainable`); with known
-poses the pair scales are not normalised, since the poses fix the scale of the world.
+What is held is set and then frozen (`variables.Known`, `variables.trainable`); with known poses
+the pair scales are not normalised, since the poses fix the scale of the world.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,49 +15,15 @@ import numpy as np
 
 from align3r_jax.alignment import variables
 from align3r_jax.config import AlignmentConfig
-from align3r_jax.errors import UserError
-from align3r_jax.geometry import camera, pnp, registration, rigid
+from align3r_jax.geometry import pnp, registration, rigid
 from align3r_jax.structs import (
     AlignmentVariables,
     Array,
     PairGraph,
     PairPredictions,
-    WorkingSize,
 )
 
-_ANISOTROPY = 0.02  # fx and fy may differ by this share; the aligner has one focal
-
-
-def from_user(
-    size: WorkingSize,
-    num_frames: int,
-    *,
-    intrinsics: Array | None = None,
-    world_from_cam: Array | None = None,
-    pose_mask: Array | None = None,
-) -> variables.Known | None:
-    """Returns what is known of the cameras at working size, None if nothing is.
-
-    Args:
-        size: how frames got to the working size.
-        num_frames: T.
-        intrinsics: (3, 3) for all frames or (T, 3, 3), pixels of the original frames.
-        world_from_cam: (T, 4, 4), any world, any scale.
-        pose_mask: (T,) bool, which poses are known; None = all.
-
-    Raises:
-        UserError: wrong shapes, poses that are no rigid motions, some poses only, fx != fy.
-    """
-    known = variables.Known()
-    if intrinsics is not None:
-        known = _with_intrinsics(known, np.asarray(intrinsics, np.float64), size, num_frames)
-    if world_from_cam is not None:
-        poses = np.asarray(world_from_cam, np.float64)
-        _check_poses(poses, num_frames, pose_mask)
-        known = dataclasses.replace(known, world_from_cam=poses)
-    if known.focal is None and known.world_from_cam is None:
-        return None
-    return known.check(num_frames, *size.working)
+_SAME_PLACE = 1e-9  # spread of positions over their size: below, they are one position
 
 
 def initialise(
@@ -125,6 +91,60 @@ def align_poses(
         )
 
 
+class WorldFit(NamedTuple):
+    """x_known = scale rotation x_found + translation, float64.
+
+    fixes_scale: the known positions and the found ones both lie apart; else scale is 1.
+    angle: radians, median by which the fitted orientations differ from the known ones.
+    """
+
+    scale: float
+    rotation: np.ndarray
+    translation: np.ndarray
+    fixes_scale: bool
+    angle: float
+
+
+def fit_world(found: Array, known: Array, mask: Array | None = None) -> WorldFit:
+    """The similarity that carries found cameras onto known ones, from any number of them.
+
+    found, known: (T, 4, 4) world_from_cam. mask: (T,) bool, the cameras that count; None: all.
+    Rotation: Procrustes of the centres and, as far from them as these are spread, points on the
+    three axes of every camera, so that one camera, cameras in one place or on one line fix it too.
+    Scale and translation: least squares of the centres, given the rotation.
+    """
+    chosen = slice(None) if mask is None else np.asarray(mask, bool)
+    found = np.asarray(found, np.float64)[chosen]
+    known = np.asarray(known, np.float64)[chosen]
+    centres = [poses[:, :3, 3] for poses in (found, known)]
+    means = [centre.mean(axis=0) for centre in centres]
+    offsets = [centre - mean for centre, mean in zip(centres, means)]
+    spreads = [float(np.sqrt((offset**2).sum(-1).mean())) for offset in offsets]
+    sizes = [float(np.abs(centre).max()) for centre in centres]
+    apart = all(spread > _SAME_PLACE * max(size, 1e-30) for spread, size in zip(spreads, sizes))
+    moments = np.einsum("tia,tja->ij", known[:, :3, :3], found[:, :3, :3])
+    if apart:
+        moments += offsets[1].T @ offsets[0] / (spreads[0] * spreads[1])
+    left, _, right = np.linalg.svd(moments)
+    rotation = left @ np.diag([1, 1, np.sign(np.linalg.det(left @ right))]) @ right
+    scale = 1.0
+    if apart:
+        turned = offsets[0] @ rotation.T
+        scale = float((turned * offsets[1]).sum() / (offsets[0] ** 2).sum())
+        if not scale > 0:
+            # The paths contradict each other: at least the sizes agree.
+            scale = spreads[1] / spreads[0]
+    turns = np.einsum("tai,ab,tbj->tij", known[:, :3, :3], rotation, found[:, :3, :3])
+    cosine = np.clip((np.trace(turns, axis1=1, axis2=2) - 1) / 2, -1, 1)
+    return WorldFit(
+        scale=scale,
+        rotation=rotation,
+        translation=means[1] - scale * rotation @ means[0],
+        fixes_scale=apart,
+        angle=float(np.median(np.arccos(cosine))),
+    )
+
+
 def _similarities(
     cam1_from_cam2: np.ndarray, world_from_cams: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -165,52 +185,3 @@ def _depths(
         cam_from_pair = rigid.compose(rigid.invert(poses[frame]), world_from_pair)
         depths.append(rigid.apply(cam_from_pair, jnp.asarray(predictions.pointmap2[k]))[..., 2])
     return jnp.stack([jnp.asarray(depth, jnp.float32) for depth in depths])
-
-
-def _with_intrinsics(
-    known: variables.Known, intrinsics: np.ndarray, size: WorkingSize, num_frames: int
-) -> variables.Known:
-    if intrinsics.shape not in ((3, 3), (num_frames, 3, 3)):
-        raise UserError(
-            f"Known intrinsics have shape {intrinsics.shape}, expected (3, 3) for all frames or "
-            f"({num_frames}, 3, 3), in pixels of the original frames."
-        )
-    intrinsics = np.broadcast_to(intrinsics, (num_frames, 3, 3))
-    if not np.isfinite(intrinsics).all() or (intrinsics[:, [0, 1], [0, 1]] <= 0).any():
-        raise UserError("Known intrinsics need positive focals and no NaN.")
-    working = np.asarray(camera.to_working(jnp.asarray(intrinsics, jnp.float32), size))
-    fx, fy = working[:, 0, 0], working[:, 1, 1]
-    if np.max(np.abs(fx / fy - 1)) > _ANISOTROPY:
-        worst = int(np.argmax(np.abs(fx / fy - 1)))
-        raise UserError(
-            f"Known intrinsics of frame {worst} have focals {fx[worst]:.1f} and {fy[worst]:.1f} "
-            "at working size, but pixels are taken to be square. Undistort or resize the video "
-            "so that both focals agree."
-        )
-    return dataclasses.replace(known, focal=(fx + fy) / 2, principal_point=working[:, :2, 2])
-
-
-def _check_poses(poses: np.ndarray, num_frames: int, pose_mask: Array | None) -> None:
-    if poses.shape != (num_frames, 4, 4):
-        raise UserError(
-            f"Known poses have shape {poses.shape}, expected ({num_frames}, 4, 4) world_from_cam "
-            "matrices, one for each frame."
-        )
-    if pose_mask is not None and not np.all(pose_mask):
-        count = int(np.sum(pose_mask))
-        raise UserError(
-            f"{count} of {num_frames} poses are known. Give the poses of all frames, or of none "
-            "and let them be estimated."
-        )
-    if not np.isfinite(poses).all():
-        raise UserError("Known poses hold NaN or infinite values; every pose is needed.")
-    rotations = poses[:, :3, :3]
-    products = np.einsum("tij,tkj->tik", rotations, rotations)
-    rigid_motion = np.isclose(products, np.eye(3), atol=1e-3).all((1, 2))
-    rigid_motion &= np.linalg.det(rotations) > 0
-    rigid_motion &= np.isclose(poses[:, 3], [0, 0, 0, 1], atol=1e-6).all(1)
-    if not rigid_motion.all():
-        raise UserError(
-            f"The known pose of frame {int(np.argmin(rigid_motion))} is no rigid motion: expected "
-            "[R t; 0 1] with a rotation R (world_from_cam, x right, y down, z forward)."
-        )

@@ -70,11 +70,17 @@ def prepare(
     config: AlignmentConfig,
     frame_valid: Array | None = None,
     pair_valid: Array | None = None,
+    *,
+    known: variables_module.Known | None = None,
+    ignore: Array | None = None,
+    depth_prior: Array | None = None,
 ) -> Problem:
     """Returns the problem; traceable, also in the lists of pairs.
 
     dynamic_mask: (T, H, W) bool, None: nothing moves by itself. frame_valid (T,), pair_valid (P,):
-    bool, what only fills up the shape is False. None: all valid.
+    bool, what only fills up the shape is False. None: all valid. known: its soft priors count.
+    ignore: (T, H, W) bool, pixels without weight in any term. depth_prior: (T, H, W), NaN where
+    unknown; counts with `config.depth_prior_weight`.
     """
     frames, height, width = initial.log_depth.shape
     dtype = jnp.promote_types(jnp.result_type(initial.log_depth), jnp.float32)
@@ -84,9 +90,22 @@ def prepare(
         frame_valid = jnp.asarray(frame_valid).astype(dtype)
     if pair_valid is not None:
         pair_valid = jnp.asarray(pair_valid).astype(dtype)
+    pointmaps = pointmap.prepare(predictions, graph, config.confidence_weight, pair_valid)
+    fields = _prepare_flow(optical_flow, graph, dynamic_mask, config, pair_valid)
+    if ignore is not None:
+        ignored = jnp.asarray(ignore, bool).reshape(frames, -1)
+        weight = jnp.where(ignored[pointmaps.frame], 0, pointmaps.weight)
+        pointmaps = dataclasses.replace(pointmaps, weight=weight)
+        if fields is not None:
+            trust = jnp.where(ignored[fields.source], 0, fields.trust)
+            fields = dataclasses.replace(fields, trust=trust)
+    prior = None
+    if depth_prior is not None and config.depth_prior_weight > 0:
+        start_depth = jnp.exp(initial.log_depth) if config.depth_prior_shift else None
+        prior = prior_depth.prepare(depth_prior, ignore, depth=start_depth)
     return Problem(
-        pointmaps=pointmap.prepare(predictions, graph, config.confidence_weight, pair_valid),
-        flow=_prepare_flow(optical_flow, graph, dynamic_mask, config, pair_valid),
+        pointmaps=pointmaps,
+        flow=fields,
         # A copy: the variables' own buffers are donated to the loop.
         initial_log_depth=jnp.array(initial.log_depth).reshape(frames, -1),
         dynamic=jnp.asarray(dynamic_mask, bool).reshape(frames, -1),
@@ -94,6 +113,8 @@ def prepare(
         image_size=(height, width),
         frame_valid=frame_valid,
         pair_valid=pair_valid,
+        known_cameras=known_cameras.prepare(known, frames, dtype),
+        depth_prior=prior,
     )
 
 

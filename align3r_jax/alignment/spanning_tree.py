@@ -69,9 +69,7 @@ def chain(
     todo.sort(key=lambda k: (scores[k], *pairs[k]))
     points: list[Array | None] = [None] * graph.num_frames
     poses: list[np.ndarray | None] = [None] * graph.num_frames
-    focals = np.full(graph.num_frames, np.nan)
-    if known.focal is not None:
-        focals = np.array(known.focal, np.float64)
+    focals = known.known_focals(graph.num_frames)
 
     def set_focal(frame: int, pair: int) -> None:
         if np.isnan(focals[frame]):
@@ -157,7 +155,8 @@ def confident_focal(points: Array, confidence: Array, point: Array | None = None
 
 def principal_point(known: variables.Known, frame: int) -> np.ndarray | None:
     """Returns (2,) pixels if known."""
-    if known.principal_point is None:
+    mask = known.intrinsics_mask
+    if known.principal_point is None or not (mask is None or mask[frame]):
         return None
     return np.asarray(known.principal_point, np.float32)[frame]
 

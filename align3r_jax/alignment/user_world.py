@@ -1,0 +1,170 @@
+"""Alignment with cameras of the user: inside in a world of its own, in the end in the user's.
+
+The user's world may count in kilometres or millimetres and have its origin anywhere; losses,
+codings and step lengths want depths near 1 about the origin. So the aligner works in a world
+x_user = s R x + t, chosen from the start of the scene, and the result is carried over at the end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from align3r_jax.alignment import align as align_lib
+from align3r_jax.alignment import initialise, known_cameras, variables
+from align3r_jax.alignment.initialise import StartingScene
+from align3r_jax.config import AlignmentConfig
+from align3r_jax.geometry import rigid
+from align3r_jax.structs import AlignmentVariables, Array, PairGraph, PairPredictions
+
+_LEAST_PARALLAX = 2e-3  # spread of the cameras over the median depth: below, no scale is visible
+_MISFIT = np.deg2rad(10)  # median angle at which known poses contradict the video
+_FAR = 1e4  # distance of the user's origin over the spread of the cameras: float32 loses digits
+
+
+class World(NamedTuple):
+    """x_user = scale rotation x + translation, float64; scale (), rotation (3, 3)."""
+
+    scale: float = 1.0
+    rotation: np.ndarray = np.eye(3)
+    translation: np.ndarray = np.zeros(3)
+
+    def poses_to_user(self, world_from_cam: Array) -> np.ndarray:
+        """Returns (T, 4, 4) float64 poses in the user's world."""
+        poses = np.asarray(world_from_cam, np.float64)
+        moved = np.tile(np.eye(4), (len(poses), 1, 1))
+        moved[:, :3, :3] = self.rotation @ poses[:, :3, :3]
+        centres = self.scale * poses[:, :3, 3] @ self.rotation.T + self.translation
+        moved[:, :3, 3] = centres
+        return moved
+
+    def poses_from_user(self, world_from_cam: Array) -> np.ndarray:
+        """Returns (T, 4, 4) float64 poses in the aligner's world."""
+        poses = np.asarray(world_from_cam, np.float64)
+        moved = np.tile(np.eye(4), (len(poses), 1, 1))
+        moved[:, :3, :3] = self.rotation.T @ poses[:, :3, :3]
+        moved[:, :3, 3] = (poses[:, :3, 3] - self.translation) @ self.rotation / self.scale
+        return moved
+
+
+class Placed(NamedTuple):
+    """A problem in the aligner's own world.
+
+    start: the variables to start from. known: what is known, in that world. config: the settings
+    that hold with it. world: the way back. notes: what a reader of the result should know.
+    """
+
+    start: AlignmentVariables
+    known: variables.Known
+    config: AlignmentConfig
+    world: World
+    notes: tuple[str, ...]
+
+
+def place(
+    predictions: PairPredictions,
+    graph: PairGraph,
+    config: AlignmentConfig,
+    known: variables.Known,
+) -> Placed:
+    """Starts a scene from its pairs, finds the user's world by the known poses, moves both there.
+
+    The scene keeps the normalised scale of its pairs; the known poses are brought to it. With
+    known positions that lie apart the residuals count relative to the pair scales
+    (`residual_over_scale`), so that the scene does not shrink against held cameras.
+
+    Args:
+        known: `world_from_cam` is set.
+    """
+    free = dataclasses.replace(
+        known, world_from_cam=None, pose_mask=None, rotation_deviation=None,
+        translation_deviation=None,
+    )  # fmt: skip
+    free_config = variables.settings_with_known(config, free)
+    scene = initialise.starting_scene(predictions, graph, free_config, known=free)
+    fit = known_cameras.fit_world(scene.world_from_cam, known.world_from_cam, known.pose_mask)
+    fixes_scale = fit.fixes_scale and _parallax(scene) >= _LEAST_PARALLAX
+    mask = slice(None) if known.pose_mask is None else np.asarray(known.pose_mask)
+    centre = np.asarray(known.world_from_cam)[mask, :3, 3].mean(axis=0)
+    world = World(fit.scale, np.eye(3), centre)
+    deviation = known.translation_deviation
+    inner = dataclasses.replace(
+        known,
+        world_from_cam=world.poses_from_user(known.world_from_cam),
+        translation_deviation=None if deviation is None else deviation / world.scale,
+        fixes_scale=fixes_scale,
+    )
+    inner_config = variables.settings_with_known(config, inner)
+    if fixes_scale:
+        inner_config = dataclasses.replace(inner_config, residual_over_scale=True)
+    gain = variables.scale_normalisation(jnp.log(scene.pair_scale), free_config)
+    moved = _moved(scene, gain, fit.rotation, (fit.translation - centre) / fit.scale)
+    start = variables.with_known(initialise.encode(moved, inner_config), inner, inner_config)
+    return Placed(start, inner, inner_config, world, notes(fit, known, fixes_scale))
+
+
+def notes(
+    fit: known_cameras.WorldFit, known: variables.Known, fixes_scale: bool
+) -> tuple[str, ...]:
+    """Returns sentences: what the known poses leave open, and whether they fit the video."""
+    poses = np.asarray(known.world_from_cam)
+    chosen = poses if known.pose_mask is None else poses[np.asarray(known.pose_mask)]
+    sentences = []
+    if not fixes_scale:
+        reason = "one pose is known" if len(chosen) == 1 else "the known positions hardly differ"
+        sentences.append(
+            f"The scale of the scene is free: {reason}, which fixes rotation and position of the "
+            "world but not its unit. Two known positions apart fix it."
+        )
+    if fit.angle > _MISFIT:
+        sentences.append(
+            f"The known poses differ from what the video shows by {np.rad2deg(fit.angle):.0f} "
+            "degrees in the median. Are they world_from_cam with x right, y down, z forward?"
+        )
+    spread = float(np.sqrt(((chosen[:, :3, 3] - chosen[:, :3, 3].mean(0)) ** 2).sum(-1).mean()))
+    distance = float(np.linalg.norm(chosen[:, :3, 3].mean(axis=0)))
+    if spread > 0 and distance > _FAR * spread:
+        sentences.append(
+            f"The known positions lie {distance:g} units from their origin but only {spread:g} "
+            "apart; files in single precision lose digits. Subtract an offset from them."
+        )
+    return tuple(sentences)
+
+
+def fitted(result: align_lib.AlignResult, known: variables.Known, config: AlignmentConfig) -> World:
+    """Returns the world that carries a result of free poses onto the known ones."""
+    geometry = variables.decode(result.variables, config, np.shape(result.variables.log_depth)[-2:])
+    fit = known_cameras.fit_world(geometry.world_from_cam, known.world_from_cam, known.pose_mask)
+    return World(fit.scale, fit.rotation, fit.translation)
+
+
+def _parallax(scene: StartingScene) -> float:
+    """Spread of the cameras over the median depth."""
+    centres = np.asarray(scene.world_from_cam, np.float64)[:, :3, 3]
+    depth = np.asarray(scene.depth)
+    usable = np.isfinite(depth) & (depth > 0)
+    typical = float(np.median(depth[usable])) if usable.any() else 1.0
+    return float(np.sqrt(((centres - centres.mean(axis=0)) ** 2).sum(-1).mean())) / typical
+
+
+def _moved(
+    scene: StartingScene, gain: Array, rotation: np.ndarray, translation: np.ndarray
+) -> StartingScene:
+    """Returns the scene under the rigid motion x -> R x + t, its pair similarities along with it.
+
+    gain: g, by which points and poses are multiplied already, and the similarities are here.
+    """
+    rotation, translation = np.float32(rotation), np.float32(translation)
+    motion = rigid.pose(rotation, translation)
+    offsets = gain * rigid.rotate(rotation, scene.pair_translation) + translation
+    return dataclasses.replace(
+        scene,
+        points=rigid.apply(motion, scene.points),
+        world_from_cam=rigid.compose(motion, scene.world_from_cam),
+        pair_scale=gain * scene.pair_scale,
+        pair_rotation=rigid.compose(rotation, scene.pair_rotation),
+        pair_translation=offsets,
+    )
