@@ -16,7 +16,7 @@ import numpy as np
 from align3r_jax.priors.optical_flow import FlowSource
 from align3r_jax.structs import Frames
 
-_OFFSETS = (1, 2, 4, 8, 16)  # frame distances of the flow fields
+OFFSETS = (1, 2, 4, 8, 16)  # frame distances of the flow fields
 _CELLS = 64  # along the longer side
 _FLAT_GRADIENT = 1.0  # grey levels per pixel; flow of flatter regions is little more than a guess
 _BLOCK = 1_000_000  # observations linearised together: bounds the memory of long videos
@@ -126,11 +126,11 @@ def sample_flow(frames: Frames, flow: FlowSource) -> tuple[Observations, int]:
     flow times the texture around the pixel.
     """
     num, height, width = frames.images.shape[:3]
-    stride = max(2, round(max(height, width) / _CELLS))
+    stride = _stride(height, width)
     rows, columns = np.mgrid[stride // 2 : height : stride, stride // 2 : width : stride]
     xy = np.stack([columns, rows], -1).reshape(-1, 2)
     centred = (xy - np.array([width / 2, height / 2])).astype(np.float32)
-    offsets = [offset for offset in _OFFSETS if offset < num]
+    offsets = [offset for offset in OFFSETS if offset < num]
     steps = np.array([step * offset for offset in offsets for step in (1, -1)])
     own = np.arange(num)[:, None]
     inside = (own + steps >= 0) & (own + steps < num)
@@ -153,6 +153,17 @@ def sample_flow(frames: Frames, flow: FlowSource) -> tuple[Observations, int]:
     for image, own_weight in zip(frames.images, weight):
         own_weight *= _texture(image, stride)[xy[:, 1], xy[:, 0]]
     return Observations(neighbour, centred, target, weight, rows.shape), stride
+
+
+def _stride(height: int, width: int) -> int:
+    return max(2, round(max(height, width) / _CELLS))
+
+
+def num_cells(height: int, width: int) -> int:
+    """Returns how many pixels of a frame the lattice has."""
+    stride = _stride(height, width)
+    first = stride // 2
+    return len(range(first, height, stride)) * len(range(first, width, stride))
 
 
 def _texture(image: np.ndarray, stride: int) -> np.ndarray:
