@@ -29,8 +29,8 @@ _SHOWN = 8
 class Kind:
     """One kind of network.
 
-    title: in words, as sentences name it. flag: which setting takes its weights. purpose: what it
-    does ("pairs", "depth", "flow"). config: "module:class" of its settings, presets: the
+    title: in words, as sentences name it. flag: what takes its weights. purpose: what it does
+    ("pairs", "depth", "flow"). config: "module:class" of its settings, presets: the
     dictionary of known ones in the same module. network, table: modules.
 
     The network module has `init_params(config, key)` and `abstract_params(config)`. The table has
@@ -54,7 +54,9 @@ class Kind:
 
     @property
     def known_configs(self) -> Mapping[str, Any]:
-        return getattr(_module(self.config.partition(":")[0]), self.presets)
+        presets = getattr(_module(self.config.partition(":")[0]), self.presets)
+        own = self.config_class
+        return {name: config for name, config in presets.items() if type(config) is own}
 
     @property
     def network_module(self) -> ModuleType:
@@ -73,6 +75,27 @@ KINDS: dict[str, Kind] = {
             "pairs", "config:NetworkConfig", "NETWORK_PRESETS", "networks.align3r",
             "weights.tables.align3r",
         ),
+        Kind(
+            "depth_anything", "a depth network, Depth Anything V2",
+            "--prior=depth_anything_v2_small (or the size it has) --prior_weights", "depth",
+            "networks.depth_anything:DepthAnythingConfig", "DEPTH_ANYTHING_PRESETS",
+            "networks.depth_anything", "weights.tables.depth_anything",
+        ),
+        Kind(
+            "depth_pro", "a depth network, Depth Pro", "--prior=depth_pro --prior_weights",
+            "depth", "networks.depth_pro:DepthProConfig", "DEPTH_PRO_PRESETS",
+            "networks.depth_pro", "weights.tables.depth_pro",
+        ),
+        Kind(
+            "sea_raft", "an optical flow network, SEA-RAFT", "--flow=sea_raft --flow_weights",
+            "flow", "networks.raft.config:SeaRaftConfig", "FLOW_PRESETS", "networks.raft.build",
+            "weights.tables.sea_raft",
+        ),
+        Kind(
+            "raft", "an optical flow network, RAFT", "--flow=raft --flow_weights", "flow",
+            "networks.raft.config:RaftConfig", "FLOW_PRESETS", "networks.raft.build",
+            "weights.tables.raft",
+        ),
     )
 }  # fmt: skip
 
@@ -88,8 +111,7 @@ def of_config(config: Any) -> Kind:
     """Returns the kind whose settings `config` are. TypeError if it is of none."""
     for kind in KINDS.values():
         module, _, name = kind.config.partition(":")
-        same = type(config).__module__ == f"{_PACKAGE}.{module}" and type(config).__name__ == name
-        if same and getattr(config, "kind", kind.name) == kind.name:
+        if type(config).__module__ == f"{_PACKAGE}.{module}" and type(config).__name__ == name:
             return kind
     raise TypeError(f"{type(config).__name__} are the settings of no known kind of network.")
 
@@ -130,8 +152,8 @@ def check_wanted(kind: Kind, wanted: str | Sequence[str] | None, source: str) ->
     if kind.name not in names:
         needed = " or ".join(get(name).title for name in names)
         raise UserError(
-            f"{source} holds the weights of {kind.title}, but here those of {needed} are needed; "
-            f"the flag for this file is {kind.flag}."
+            f"{source} holds the weights of {kind.title}, but here those of {needed} are needed. "
+            f"This file belongs to {kind.flag}=FILE."
         )
 
 
