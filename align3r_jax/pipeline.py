@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from align3r_jax import pairing, stages
-from align3r_jax.alignment import align as align_lib
-from align3r_jax.alignment import finish, hierarchical
+from align3r_jax.alignment import finish, user_inputs, user_world
+from align3r_jax.alignment.terms import prior_depth
 from align3r_jax.config import ReconstructConfig
 from align3r_jax.errors import UserError
 from align3r_jax.predictors import choose, refine
@@ -19,6 +19,7 @@ from align3r_jax.structs import (
     Array,
     DepthPrior,
     Frames,
+    KnownCameras,
     OpticalFlow,
     PairGraph,
     Scene,
@@ -37,6 +38,8 @@ def reconstruct(
     prior_model: LoadedNetwork | mono_depth.DepthModel | None = None,
     flow_source: LoadedNetwork | optical_flow.FlowSource | None = None,
     originals: Array | None = None,
+    cameras: KnownCameras | None = None,
+    masks: Array | None = None,
     config: ReconstructConfig = ReconstructConfig(),
     cache_dir: str | None = None,
     run: stages.Run | None = None,
@@ -50,6 +53,10 @@ def reconstruct(
     (T, H0, W0, 3) uint8, the frames before resizing (default: the frames themselves).
     prior_model, flow_source: a depth and a flow network of `align3r_jax.load(path, kind=None)`, or
     your own `DepthModel` and `FlowSource`, instead of what `config.prior` and `config.flow` name.
+    cameras: intrinsics (pixels of the original frames) and poses that are known, of all frames or
+    of some, held fixed or as soft priors; the result is then in their world and unit. masks:
+    (T, H, W) at working size, bool (True moves) or uint8 labels: 0 static, 1 dynamic, 2 ignore,
+    255 not known. `io.cameras.read_cameras`, `io.mask_files` read both from files.
     run: collects times, memory and limits, and resumes.
     Raises UserError for frames, priors or weights that cannot work together.
     """
@@ -58,6 +65,9 @@ def reconstruct(
     if model is not None:
         kinds.check_wanted(kinds.get(model.kind), kinds.PAIRWISE, model.name)
     originals = frames.images if originals is None else originals
+    user, sentences = user_inputs.prepare(frames, cameras, masks, config.alignment)
+    for sentence in sentences:
+        run.limit(sentence)
 
     if prior is None:
         spec, models = sources.prior_source(config, model, prior_model, run.limit)
@@ -69,7 +79,11 @@ def reconstruct(
         )
     if model is None and predictor is None and prior is not None:
         prior = _cleaned(frames, prior, config, run)
-    source = sources.flow_source(config.flow, frames, flow_source, run.limit)
+    prior = user_inputs.with_known_focal(prior, user.known)
+    source = sources.flow_source(
+        config.flow, frames, flow_source, run.limit,
+        cache_dir=cache_dir, compute_dtype=config.compute_dtype,
+    )  # fmt: skip
     predictor = predictor or choose.make_predictor(config, model, prior, source, run.limit)
     run.facts |= {
         "predictor": predictor.name,
@@ -80,12 +94,11 @@ def reconstruct(
     for sentence in predictor.limits(state):
         run.limit(sentence)
 
-    if is_hierarchical(config, frames.num_frames):
-        result = run.stage(
-            "alignment", lambda: _align_hierarchical(frames, predictor, state, source, config, run)
-        )
-    else:
-        result = _align_flat(frames, predictor, state, source, config, run)
+    align = _align_hierarchical if is_hierarchical(config, frames.num_frames) else _align_flat
+    aligned = align(frames, predictor, state, source, prior, user, config, run)
+    result = aligned.result
+    for sentence in aligned.notes:
+        run.limit(sentence)
     if result.failed:
         run.limit(
             "The alignment loss became NaN or infinite; the result is that of the last good "
@@ -93,7 +106,10 @@ def reconstruct(
         )
     run.facts["pairs"] = np.asarray(result.pairs).tolist()
     run.products |= {"prior": prior, "flow": _neighbour_flow(frames, source)}
-    return finish.to_scene(result, frames, config.alignment)
+    scale, metric = _scale_of_prior(result.variables.log_depth, prior, aligned.fixes_scale, run)
+    return finish.to_scene(
+        result, frames, config.alignment, world=aligned.world, scale=scale, metric=metric
+    )
 
 
 def is_hierarchical(config: ReconstructConfig, num_frames: int) -> bool:
@@ -149,17 +165,27 @@ def _align_flat(
     predictor: Predictor,
     state: object,
     source: optical_flow.FlowSource | None,
+    prior: DepthPrior | None,
+    user: user_inputs.UserInputs,
     config: ReconstructConfig,
     run: stages.Run,
-) -> align_lib.AlignResult:
+) -> user_world.Aligned:
     graph = pairing.make_pairs(frames.num_frames, config.pairs)
     predictions = run.stage("pair prediction", lambda: predictor.predict(state, graph))
     predictions.check(graph)
     flow = run.stage("optical flow", lambda: _flow_of(frames, source, graph))
     return run.stage(
         "alignment",
-        lambda: align_lib.align(
-            predictions, graph, flow, config.alignment, progress=run.progress("alignment")
+        lambda: user_world.align(
+            predictions,
+            graph,
+            flow,
+            config.alignment,
+            user.known,
+            dynamic_mask=user.dynamic_mask,
+            ignore=user.ignore,
+            depth_prior=None if prior is None else prior.depth,
+            progress=run.progress("alignment"),
         ),
     )
 
@@ -169,17 +195,42 @@ def _align_hierarchical(
     predictor: Predictor,
     state: object,
     source: optical_flow.FlowSource | None,
+    prior: DepthPrior | None,
+    user: user_inputs.UserInputs,
     config: ReconstructConfig,
     run: stages.Run,
-) -> align_lib.AlignResult:
-    return hierarchical.align_video(
-        frames.num_frames,
-        predict=lambda graph: predictor.predict(state, graph),
-        flow_of=lambda graph: _flow_of(frames, source, graph),
-        pairs=config.pairs,
-        config=config.alignment,
-        progress=run.progress("alignment"),
+) -> user_world.Aligned:
+    return run.stage(
+        "alignment",
+        lambda: user_world.align_video(
+            frames.num_frames,
+            predict=lambda graph: predictor.predict(state, graph),
+            flow_of=lambda graph: _flow_of(frames, source, graph),
+            pairs=config.pairs,
+            config=config.alignment,
+            known=user.known,
+            dynamic_mask=user.dynamic_mask,
+            ignore=user.ignore,
+            depth_prior=None if prior is None else prior.depth,
+            progress=run.progress("alignment"),
+        ),
     )
+
+
+def _scale_of_prior(
+    log_depth: Array, prior: DepthPrior | None, fixes_scale: bool, run: stages.Run
+) -> tuple[float, bool]:
+    """Returns the factor to metres and whether there is one: from a metric prior, else (1, False).
+
+    Notes by how much the scales of the frames differ, whoever fixes that of the scene.
+    """
+    if prior is None or prior.name == "plane":
+        return 1.0, False
+    scale, spread = prior_depth.scale_and_spread(np.exp(np.asarray(log_depth)), prior.depth)
+    run.facts["depth_scale_spread"] = spread
+    if fixes_scale or not prior.metric or not np.isfinite(spread):
+        return 1.0, False
+    return scale, True
 
 
 def _neighbour_flow(frames: Frames, source: optical_flow.FlowSource | None) -> OpticalFlow | None:

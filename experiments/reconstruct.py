@@ -131,7 +131,8 @@ def main(argv: Sequence[str]) -> None:
     output = Path(OUTPUT.value)
     scene_folder.check_output(output, overwrite=OVERWRITE.value)
     config = config_from_flags()
-    prior_model = sources.open_prior(config)
+    focal = _focal_of_pictures(VIDEO.value)
+    prior_model = sources.open_prior(config, **({} if focal is None else {"focal": focal}))
     flow_model = sources.open_flow(config.flow)
     model = align3r_jax.load(WEIGHTS.value) if WEIGHTS.value else None
     size = SIZE.value or (model.config.img_size if model else _FLOW_SIZE)
@@ -221,6 +222,15 @@ def fingerprint(
                 found = file.stat()
                 digest.update(f"{file.name} {found.st_size} {found.st_mtime_ns}".encode())
     return digest.hexdigest()
+
+
+def _focal_of_pictures(source: str) -> float | None:
+    """The focal in pixels that the camera wrote into the first of a folder or glob of pictures."""
+    from align3r_jax.io import exif, images
+
+    if not Path(source).expanduser().is_dir() and not images.is_glob(source):
+        return None
+    return exif.read_focal(images.list_images(source)[0])
 
 
 def _named(network: Any) -> dict[str, str] | None:

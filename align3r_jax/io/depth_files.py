@@ -21,9 +21,11 @@ from align3r_jax.io import images
 DEFAULT_SCALE = 1000.0  # PNG: values per metre, i.e. millimetres
 SIDECAR = "depth.json"  # in the folder of the maps: {"scale": 5000, "inverse": false, ...}
 SUFFIXES = (".npz", ".npy", ".pfm", ".png")
-_DEPTH_PRO, _DEPTH_ANYTHING = "depthpro", "depthanything"
+_DEPTH_PRO, _DEPTH_ANYTHING, _METRIC = "depthpro", "depthanything", "depthmetric"
 # What may stand between a frame's name and the suffix, in order of preference.
-_ENDINGS = (f"_pred_depth_{_DEPTH_PRO}", f"_pred_depth_{_DEPTH_ANYTHING}", "_depth", "")
+_ENDINGS = (
+    *(f"_pred_depth_{name}" for name in (_DEPTH_PRO, _DEPTH_ANYTHING, _METRIC)), "_depth", "",
+)  # fmt: skip
 _MAX_PNG = 65535
 
 
@@ -177,9 +179,10 @@ def read_depth_folder(
     """Returns the depth of every frame from a folder or glob; see `find_depth_files`.
 
     Files of Depth Anything hold inverse depth, known by `depthanything` in the name of the file
-    or its folder; Depth Pro and PNG are metric. `depth.json` in the folder overrides:
-    {"scale": values per unit of PNG, "inverse": bool, "metric": bool}. Frames without a focal get
-    the median of the others. Raises UserError as `read_depth`, and if the maps differ in size.
+    or its folder; Depth Pro, `depthmetric` and PNG are metric. `depth.json` in the folder
+    overrides: {"scale": values per unit of PNG, "inverse": bool, "metric": bool}. Frames without
+    a focal get the median of the others. Raises UserError as `read_depth`, and if the maps
+    differ in size.
     """
     paths = find_depth_files(source, names)
     maps = [read_depth(path, scale=scale) for path in paths]
@@ -197,7 +200,8 @@ def read_depth_folder(
     if known:
         middle = float(np.median(known))
         focal = np.array([item.focal or middle for item in maps], np.float32)
-    metric = bool(sidecar.get("metric", _DEPTH_PRO in label or paths[0].suffix.lower() == ".png"))
+    named_metric = _DEPTH_PRO in label or _METRIC in label
+    metric = bool(sidecar.get("metric", named_metric or paths[0].suffix.lower() == ".png"))
     depth = np.stack([item.depth for item in maps])
     return DepthFolder(depth, focal, inverse, metric, tuple(paths))
 

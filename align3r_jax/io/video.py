@@ -109,6 +109,22 @@ def read_frames(
     return frames, originals.array() if keep_originals else None
 
 
+def each_frame(
+    path: str | Path,
+    *,
+    stride: int = 1,
+    fps: float | None = None,
+    max_frames: int | None = None,
+) -> Iterator[RawFrame]:
+    """Yields the selected frames of a source one after the other, none of them kept.
+
+    path, stride, fps, max_frames: as `read_frames`; one frame is enough here. Raises UserError as
+    `read_frames` for sources that are missing, unreadable or empty.
+    """
+    source, thinning = _open_source(path, fps)
+    return Selection(stride=stride, fps=thinning, max_frames=max_frames).check().pick(source)
+
+
 def check_content(frames: Frames) -> tuple[str, ...]:
     """Returns one sentence per doubt about what the frames show; usually none.
 

@@ -247,13 +247,20 @@ class FlowFiles:
         flow = flow_files.read_flow(path)
         if flow.shape[:2] == frames.size.working:
             return flow
-        if flow.shape[:2] == frames.size.original:
+        if _shows_whole_frame(flow.shape[:2], frames.size.original):
             return flow_files.to_working_size(flow, frames.size)
         raise UserError(
             f"The flow file '{path}' is {flow.shape[1]}x{flow.shape[0]}; expected the size of the "
-            f"video, {frames.size.original[1]}x{frames.size.original[0]}, or the working size, "
+            f"video, {frames.size.original[1]}x{frames.size.original[0]}, one of the same "
+            "proportions, or the working size, "
             f"{frames.size.working[1]}x{frames.size.working[0]}."
         )
+
+
+def _shows_whole_frame(shape: tuple[int, ...], original: tuple[int, int]) -> bool:
+    """Whether a field has the proportions of the frames, up to the rounding of its sides."""
+    (height, width), (height0, width0) = shape, original
+    return abs(height * width0 - width * height0) <= max(height0, width0)
 
 
 def both_ways(pairs: np.ndarray) -> list[tuple[int, int]]:

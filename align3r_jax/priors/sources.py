@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
+
+import jax
 
 from align3r_jax.config import FlowConfig, ReconstructConfig
 from align3r_jax.errors import UserError
-from align3r_jax.priors import optical_flow, shipped
+from align3r_jax.priors import cache, optical_flow, shipped
 from align3r_jax.priors.mono_depth import DepthMaps, DepthModel
 from align3r_jax.priors.optical_flow import FlowSource
 from align3r_jax.structs import Array, Frames
@@ -22,18 +25,19 @@ DEPTH_KINDS = ("depth_anything", "depth_pro")
 FLOW_KINDS = ("raft", "sea_raft")
 _PLAIN_PRIORS = ("auto", "small", "plane", "none")
 _PLAIN_FLOWS = ("dis", "none")
+_TOLD = ("focal", "compute_dtype")  # settings that change the depth
 
 
 class NetworkPrior:
     """A monocular network as a `DepthModel`: its weights are read when needed, then let go.
 
     name: of published weights, or "auto" for whatever network the weights are of. source: their
-    file or folder. focal: of the images in pixels, if known (Depth Pro then need not guess it).
+    file or folder. settings: see `depth_model`.
     """
 
-    def __init__(self, name: str, source: str | Path, focal: float | None = None):
+    def __init__(self, name: str, source: str | Path, **settings: Any):
         self._source = source
-        self._focal = focal
+        self._settings = settings
         self._loaded: LoadedNetwork | None = None
         self._name = name
         self._checksum = store.stored_checksum(source)
@@ -50,12 +54,21 @@ class NetworkPrior:
         """Of weights and settings: results are cached under it."""
         if self._checksum is None:
             self._checksum = self._network().checksum
-        return self._checksum if self._focal is None else f"{self._checksum} {self._focal!r}"
+        told = [self._settings[name] for name in _TOLD if self._settings.get(name) is not None]
+        return cache.content_key(self._checksum, *told) if told else self._checksum
 
     def __call__(self, images: Array) -> DepthMaps:
         """Returns the depth of images (T, H0, W0, 3) uint8 RGB."""
-        model, self._loaded = depth_model(self._network(), focal=self._focal), None
-        return DepthMaps(*model(images))
+        return DepthMaps(*self.open(self.load())(images))
+
+    def load(self) -> LoadedNetwork:
+        """Returns the network; it is not kept here."""
+        network, self._loaded = self._network(), None
+        return network
+
+    def open(self, network: LoadedNetwork, **settings: Any) -> DepthModel:
+        """Returns a network of `load` as a model; settings: instead of those given at first."""
+        return depth_model(network, **{**self._settings, **settings})
 
     def _network(self) -> LoadedNetwork:
         if self._loaded is None:
@@ -80,26 +93,42 @@ def load_depth_network(name: str, source: str | Path) -> LoadedNetwork:
     return loaded
 
 
-def depth_model(network: LoadedNetwork, *, focal: float | None = None) -> DepthModel:
-    """Returns a loaded depth network as a `DepthModel`."""
+def depth_model(
+    network: LoadedNetwork,
+    *,
+    focal: Array | float | None = None,
+    compute_dtype: str | None = None,
+    max_memory: int | None = None,
+    sharding: jax.sharding.Sharding | None = None,
+) -> DepthModel:
+    """Returns a loaded depth network as a `DepthModel`.
+
+    focal: of the images in pixels, if known, one or (T,); Depth Pro then need not guess it.
+    compute_dtype: of its matrix products. max_memory: bytes that the activations of a batch may
+    take. sharding: of the images of a batch over devices. None: the network's own default. Raises
+    UserError if it is no depth network.
+    """
+    given = {"compute_dtype": compute_dtype, "max_memory": max_memory, "sharding": sharding}
+    settings = {name: value for name, value in given.items() if value is not None}
     if network.kind == "depth_anything":
         from align3r_jax.priors import depth_anything
 
-        return depth_anything.DepthAnythingModel(network)
+        return depth_anything.DepthAnythingModel(network, **settings)
     if network.kind == "depth_pro":
         from align3r_jax.priors import depth_pro
 
-        return depth_pro.DepthProModel(network, focal=focal)
+        return depth_pro.DepthProModel(network, focal=focal, **settings)
     raise UserError(
         f"{network.name} is {kinds.get(network.kind).title}; a depth prior needs Depth Anything or "
         "Depth Pro."
     )
 
 
-def open_prior(config: ReconstructConfig, focal: float | None = None) -> NetworkPrior | None:
+def open_prior(config: ReconstructConfig, **settings: Any) -> NetworkPrior | None:
     """Returns the depth network that the settings name; None if they name another source.
 
-    Raises UserError if the name is unknown, or its weights are found nowhere.
+    settings: see `depth_model`; the compute type is that of `config` if not given. Raises UserError
+    if the name is unknown, or its weights are found nowhere.
     """
     spec, weights = config.prior, config.prior_weights
     known = published.names_of(*DEPTH_KINDS)
@@ -115,7 +144,9 @@ def open_prior(config: ReconstructConfig, focal: float | None = None) -> Network
             f"The depth prior '{spec}' is unknown; known are {', '.join(_PLAIN_PRIORS)}, "
             f"files:DIR, {', '.join(known)}."
         )
-    return NetworkPrior(spec, weights or published.locate(spec, "--prior_weights"), focal)
+    if config.compute_dtype != "float32":
+        settings.setdefault("compute_dtype", config.compute_dtype)
+    return NetworkPrior(spec, weights or published.locate(spec, "--prior_weights"), **settings)
 
 
 def open_flow(config: FlowConfig) -> LoadedNetwork | None:
@@ -166,8 +197,12 @@ def flow_source(
     frames: Frames,
     given: LoadedNetwork | FlowSource | None,
     note: Callable[[str], None],
+    **settings: Any,
 ) -> FlowSource | None:
-    """Returns where optical flow comes from: `given`, or what the settings name; None for none."""
+    """Returns where optical flow comes from: `given`, or what the settings name; None for none.
+
+    settings: of `flow_network.NetworkFlow`, should it be one.
+    """
     if given is None:
         given = open_flow(config)
     if given is None:
@@ -181,7 +216,7 @@ def flow_source(
     from align3r_jax.priors import flow_network
 
     note(f"Optical flow: {given.name}, {given.kind} with {config.iterations} iterations.")
-    return flow_network.NetworkFlow(config, given)
+    return flow_network.NetworkFlow(config, given, **settings)
 
 
 def _licence(name: str) -> str:
