@@ -1,23 +1,41 @@
-"""The pairwise network as a predictor: every frame encoded once, pairs decoded in fixed batches."""
+"""The pairwise network as a predictor: every frame encoded once, pairs decoded in fixed batches.
+
+Of long videos the features of a window of frames are kept, and computed again when needed again.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from align3r_jax.errors import UserError
 from align3r_jax.networks import align3r
 from align3r_jax.networks.align3r import FrameFeatures
 from align3r_jax.priors import prior_map
 from align3r_jax.priors.optical_flow import FlowSource
-from align3r_jax.structs import DepthPrior, Frames, PairGraph, PairPredictions
+from align3r_jax.structs import DepthPrior, Frames, PairGraph, PairPredictions, WorkingSize
 from align3r_jax.weights.store import LoadedNetwork
 
 _REFINE_OFFSETS = (-3, -1, 1, 3)  # neighbours whose pairs refine a frame's depth
+
+
+@struct.dataclass
+class FrameInputs:
+    """What features are computed from when not all are kept. images: (T, H, W, 3) uint8.
+
+    prior: of all frames, or None. has_prior: (T,) bool, None without a prior.
+    """
+
+    images: np.ndarray
+    prior: DepthPrior | None
+    has_prior: np.ndarray | None
+    size: WorkingSize = struct.field(pytree_node=False)
 
 
 class NetworkPredictor:
@@ -26,6 +44,7 @@ class NetworkPredictor:
     pair_batch: frames encoded, and pairs decoded, together; the last batch is padded, so each
     of the two functions is compiled once per frame size. compute_dtype: of the matrix products
     ("float32", "bfloat16"). precision: of float32 products on accelerators, None = the default.
+    frames_kept: frames whose features are kept; None: all of a video.
     Features and predictions live on the host: the device holds one batch at a time.
     """
 
@@ -35,12 +54,16 @@ class NetworkPredictor:
         pair_batch: int = 4,
         compute_dtype: str = "float32",
         precision: str | None = None,
+        frames_kept: int | None = None,
     ):
         if pair_batch < 1:
             raise UserError(f"pair_batch={pair_batch}: expected at least 1.")
         self.name = network.name
         self.config = network.config
         self._batch = pair_batch
+        self._frames_kept = frames_kept
+        self._kept: dict[int, FrameFeatures] = {}  # of the frames of `_kept_of`, oldest first
+        self._kept_of: FrameInputs | None = None
         self._params = jax.tree.map(jnp.asarray, network.params)
         module = align3r.Align3R(network.config, jnp.dtype(compute_dtype), precision)
 
@@ -64,30 +87,62 @@ class NetworkPredictor:
 
     def prepare(
         self, frames: Frames, prior: DepthPrior | None, flow: FlowSource | None = None
-    ) -> FrameFeatures:
-        """Returns the features of all frames, NumPy arrays. Optical flow is of no use here.
+    ) -> FrameFeatures | FrameInputs:
+        """Returns the features of all frames, NumPy arrays; their inputs if they are too many.
 
+        Optical flow is of no use here.
         prior: None if the network has no prior branch, or was trained to do without (anchored
         networks). Frames whose prior is missing everywhere are encoded without it. Raises
         UserError if prior and network do not fit.
         """
         del flow
         images = np.asarray(frames.check().images)
-        maps, has_prior = self._prior_input(frames, prior)
-        inputs = (images, maps, has_prior)
-        parts = []
-        for indices in _batches(len(images), self._batch):
-            chosen = [None if array is None else array[indices] for array in inputs]
-            parts.append(jax.device_get(self._encode(self._params, *chosen)))
-        return jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(images)], *parts)
+        has_prior = self._check_prior(frames, prior)
+        inputs = FrameInputs(images, prior, has_prior, frames.size)
+        if self._frames_kept is not None and len(images) > self._frames_kept:
+            return inputs
+        return self._features(inputs, np.arange(len(images)))
 
-    def predict(self, state: FrameFeatures, graph: PairGraph) -> PairPredictions:
+    def _features(self, inputs: FrameInputs, frames: np.ndarray) -> FrameFeatures:
+        """Returns the features of some frames, NumPy arrays."""
+        parts = []
+        for indices in _batches(len(frames), self._batch):
+            chosen = frames[indices]
+            maps = has_prior = None
+            if inputs.prior is not None:
+                maps = prior_map.prior_maps(_of(inputs.prior, chosen), self.config, inputs.size)
+                has_prior = np.asarray(inputs.has_prior)[chosen]
+            encoded = self._encode(self._params, inputs.images[chosen], maps, has_prior)
+            parts.append(jax.device_get(encoded))
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(frames)], *parts)
+
+    def _window(self, inputs: FrameInputs, frames: np.ndarray) -> FrameFeatures:
+        """Returns the features of some frames; the last `frames_kept` ones are remembered."""
+        if self._kept_of is not inputs:
+            self._kept_of, self._kept = inputs, {}
+        missing = [int(frame) for frame in frames if int(frame) not in self._kept]
+        if missing:
+            found = self._features(inputs, np.array(missing))
+            self._kept |= {
+                frame: jax.tree.map(lambda a, k=k: a[k], found) for k, frame in enumerate(missing)
+            }
+        wanted = [self._kept.pop(int(frame)) for frame in frames]
+        self._kept |= dict(zip((int(frame) for frame in frames), wanted))
+        for frame in list(self._kept)[: max(0, len(self._kept) - (self._frames_kept or 0))]:
+            del self._kept[frame]
+        return jax.tree.map(lambda *rows: np.stack(rows), *wanted)
+
+    def predict(self, state: FrameFeatures | FrameInputs, graph: PairGraph) -> PairPredictions:
         """Returns the predictions of the graph's pairs in their order, NumPy float32."""
+        pairs = graph.pairs
+        if isinstance(state, FrameInputs):
+            frames, local = np.unique(pairs, return_inverse=True)
+            state, pairs = self._window(state, frames), local.reshape(pairs.shape)
         batches = list(_batches(graph.num_pairs, self._batch))
         parts: list[PairPredictions] = []
         pending = None
         for indices in batches:
-            first, second = graph.pairs[indices].T
+            first, second = pairs[indices].T
             running = self._decode(self._params, state.take(first), state.take(second))
             if pending is not None:  # fetched while the device works on the next batch
                 parts.append(jax.device_get(pending))
@@ -98,7 +153,7 @@ class NetworkPredictor:
         )
         return predictions.check(graph)
 
-    def limits(self, state: FrameFeatures) -> tuple[str, ...]:
+    def limits(self, state: FrameFeatures | FrameInputs) -> tuple[str, ...]:
         """Returns one plain sentence per limit of these features."""
         if state.has_prior is None or np.all(state.has_prior):
             return ()
@@ -108,16 +163,15 @@ class NetworkPredictor:
             f"{self.name} saw only their images, its depth is weaker there.",
         )
 
-    def _prior_input(
-        self, frames: Frames, prior: DepthPrior | None
-    ) -> tuple[np.ndarray | None, np.ndarray | None]:
+    def _check_prior(self, frames: Frames, prior: DepthPrior | None) -> np.ndarray | None:
+        """Returns (T,) bool, which frames have a prior, None without one."""
         if prior is None:
             if self.config.prior_branch and self.config.prior_encoding == "minmax":
                 raise UserError(
                     f"{self.name} needs a depth prior for every frame, got none; choose one "
                     "(files of the monocular network it was trained with work best)."
                 )
-            return None, None
+            return None
         if not self.config.prior_branch:
             raise UserError(
                 f"{self.name} has no prior branch and cannot use the depth prior "
@@ -128,8 +182,7 @@ class NetworkPredictor:
                 f"The depth prior has {len(prior.depth)} frames, the video {frames.num_frames}; "
                 "they must correspond one to one."
             )
-        maps = prior_map.prior_maps(prior, self.config, frames.size)
-        return maps, np.isfinite(prior.depth).any(axis=(1, 2))
+        return np.array([np.isfinite(depth).any() for depth in prior.depth])
 
 
 def refine_depth(predictor: NetworkPredictor, frames: Frames, prior: DepthPrior) -> DepthPrior:
@@ -154,6 +207,7 @@ def refine_depth(predictor: NetworkPredictor, frames: Frames, prior: DepthPrior)
     ] or [(0, 0)]
     graph = PairGraph(np.array(pairs, np.int32), count, symmetric=False, name="refine")
     state = predictor.prepare(frames, prior)
+    assert isinstance(state, FrameFeatures)  # a predictor that keeps all
     predictions = predictor.predict(state, graph)
 
     weight = predictions.confidence1 - predictor.config.conf_min + 1e-3
@@ -172,6 +226,12 @@ def refine_depth(predictor: NetworkPredictor, frames: Frames, prior: DepthPrior)
         inverse=False,
         metric=prior.metric,
     )
+
+
+def _of(prior: DepthPrior, frames: np.ndarray) -> DepthPrior:
+    focal = None if prior.focal is None else np.asarray(prior.focal)[frames]
+    native, depth = np.asarray(prior.native)[frames], np.asarray(prior.depth)[frames]
+    return dataclasses.replace(prior, native=native, depth=depth, focal=focal)
 
 
 def _batches(count: int, size: int) -> list[np.ndarray]:

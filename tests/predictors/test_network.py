@@ -116,3 +116,21 @@ def test_refinement_by_an_untrained_anchored_network_returns_the_prior(frames, p
     np.testing.assert_allclose(refined.depth[0, :4], np.median(depth[0, 4:]), rtol=1e-5)
     assert np.isnan(refined.depth[2]).all()
     assert "micro" in refined.name
+
+
+def test_features_of_a_window_give_the_predictions_of_all(frames, prior, graph):
+    """A video whose features are not all kept: the same numbers, few frames in memory."""
+    params = micro.parameters(ANCHORED)
+    whole = NetworkPredictor(_loaded(ANCHORED, params), pair_batch=3, precision="highest")
+    window = NetworkPredictor(_loaded(ANCHORED, params), 3, precision="highest", frames_kept=2)
+    window._encode, window._decode = whole._encode, whole._decode  # compiled once
+    expected = whole.predict(whole.prepare(frames, prior), graph)
+    state = window.prepare(frames, prior)
+    assert isinstance(state, network.FrameInputs)
+    assert window.limits(state) == ()
+    found = window.predict(state, graph)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, expected)
+    assert len(window._kept) == 2
+    part = PairGraph(graph.pairs[:3], COUNT, symmetric=False, name="test")
+    again = window.predict(state, part)
+    np.testing.assert_allclose(again.pointmap2, expected.pointmap2[:3], atol=2e-5)
