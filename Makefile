@@ -4,16 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
+PEER_STAMP := $(VENV)/.installed-peer
 VIDEO ?= data/samples/room_walk.mp4
 OUTPUT ?= outputs/$(basename $(notdir $(VIDEO)))
 # The compile cache makes the second run of any target start at once.
 export JAX_COMPILATION_CACHE_DIR ?= $(HOME)/.cache/align3r_jax/xla
 
-.PHONY: help venv demo test test-slow lint benchmark benchmark-accuracy clean
+.PHONY: help venv demo test test-slow test-peer lint benchmark benchmark-accuracy clean
 
 help:
 	@echo "make demo [VIDEO=my.mp4]   run the main job on the sample video, or on yours"
 	@echo "make test                  the default test suite (make test-slow: the heavy ones)"
+	@echo "make test-peer             networks against their PyTorch counterparts (installs PyTorch)"
 	@echo "make lint                  ruff and mypy"
 	@echo "make benchmark             time and memory of every stage"
 	@echo "make benchmark-accuracy    errors on unseen procedural clips"
@@ -33,6 +35,10 @@ $(DEV_STAMP): requirements.txt requirements-dev.txt | $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
+$(PEER_STAMP): requirements-peer.txt | $(DEV_STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-peer.txt
+	@touch $@
+
 demo: $(STAMP)
 	$(BIN)/python -m experiments.reconstruct --video="$(VIDEO)" --output="$(OUTPUT)" --overwrite
 
@@ -41,6 +47,9 @@ test: $(DEV_STAMP)
 
 test-slow: $(DEV_STAMP)
 	$(BIN)/python -m pytest -q -m slow
+
+test-peer: $(PEER_STAMP)
+	$(BIN)/python -m pytest -q -m peer
 
 lint: $(DEV_STAMP)
 	$(BIN)/ruff check .

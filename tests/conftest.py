@@ -28,17 +28,18 @@ def pytest_configure(config):
         flags.FLAGS(["pytest"], known_only=True)
 
 
+_ON_REQUEST = ("slow", "peer")  # markers of tests that run only when -m asks for them
+
+
 def pytest_collection_modifyitems(config, items):
-    """Slow tests run only when the -m expression asks for them."""
-    if "slow" in (config.option.markexpr or ""):
-        return
-    selected = [item for item in items if "slow" not in item.keywords]
-    deselected = [item for item in items if "slow" in item.keywords]
-    # A slow test named explicitly on the command line (file::test) is run.
-    if deselected and any("::" in argument for argument in config.args):
+    """Slow and peer tests run only when the -m expression asks for them."""
+    unasked = [mark for mark in _ON_REQUEST if mark not in (config.option.markexpr or "")]
+    deselected = [item for item in items if any(mark in item.keywords for mark in unasked)]
+    # One named explicitly on the command line (file::test) is run.
+    if not deselected or any("::" in argument for argument in config.args):
         return
     config.hook.pytest_deselected(items=deselected)
-    items[:] = selected
+    items[:] = [item for item in items if item not in deselected]
 
 
 @pytest.fixture(scope="session")
