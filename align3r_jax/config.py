@@ -143,6 +143,9 @@ class AlignmentConfig:
     lattice_stride: int = 0  # every n-th pixel in x and y; 0: about 2,300 pixels of a frame
     gauss_newton_steps: int = 12
     depth_rounds: int = 8  # reweighting rounds of the depth of every pixel
+    # How point maps and their weights are kept: 16 bits halve memory and traffic. float16 holds
+    # coordinates of 1e-4 to 6e4 with 11 bits, bfloat16 any with 8.
+    storage_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     distance: Literal["l1", "l2"] = "l1"  # Euclidean norm, or its square
     confidence_weight: Literal["log", "sqrt", "m1", "id"] = "log"
     shared_focal: bool = True

@@ -207,6 +207,29 @@ class AlignmentVariables:
 
 
 @struct.dataclass
+class AlignmentPriors:
+    """What an alignment may know beside point maps; every part is optional.
+
+    flow: fields between frames, for the flow term and the motion masks. known: cameras or depth
+    (`alignment.variables.Known`). dynamic_mask: (T, H, W) bool, grey in [0, 1] or uint8, what moves
+    by itself; None: found from the flow. ignore: (T, H, W) bool, pixels that no term may look at.
+    depth: (T, H, W), a depth prior up to scale, NaN where unknown (`config.depth_prior_weight`).
+    start: where the variables start, instead of a start found from the pairs.
+    frame_valid (T,), pair_valid (P,): bool, False where a frame or a pair only fills up the shape
+    of a batch, whatever it holds; None: all valid.
+    """
+
+    flow: OpticalFlow | None = None
+    known: Any = None
+    dynamic_mask: Array | None = None
+    ignore: Array | None = None
+    depth: Array | None = None
+    start: AlignmentVariables | None = None
+    frame_valid: Array | None = None
+    pair_valid: Array | None = None
+
+
+@struct.dataclass
 class Scene:
     """The result, at working size, in one world frame (that of the first frame's camera if free).
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
@@ -42,6 +43,8 @@ class Problem:
     the depth regulariser. frame_valid: (T,), pair_valid: (P,), 0 or 1: frames and pairs with 0 only
     fill up the shape, whatever they hold, and the loss is that of the others alone; None: all 1.
     known_cameras: soft priors on cameras. depth_prior: what the depth should look like.
+    axis: name of the mesh axis over which the chunks of point maps and flow are spread; all else is
+    the same on every device.
     """
 
     pointmaps: pointmap.PointmapData
@@ -54,6 +57,7 @@ class Problem:
     pair_valid: Array | None = None
     known_cameras: known_cameras.CameraPriorData | None = None
     depth_prior: prior_depth.PriorDepthData | None = None
+    axis: str | None = struct.field(pytree_node=False, default=None)
 
 
 def term_names(problem: Problem) -> tuple[str, ...]:
@@ -74,13 +78,15 @@ def prepare(
     known: variables_module.Known | None = None,
     ignore: Array | None = None,
     depth_prior: Array | None = None,
+    axis: str | None = None,
 ) -> Problem:
     """Returns the problem; traceable, also in the lists of pairs.
 
     dynamic_mask: (T, H, W) bool, None: nothing moves by itself. frame_valid (T,), pair_valid (P,):
     bool, what only fills up the shape is False. None: all valid. known: its soft priors count.
     ignore: (T, H, W) bool, pixels without weight in any term. depth_prior: (T, H, W), NaN where
-    unknown; counts with `config.depth_prior_weight`.
+    unknown; counts with `config.depth_prior_weight`. axis: name of the mesh axis over which
+    predictions, graph and flow are spread; pair_valid then counts the pairs of all devices.
     """
     frames, height, width = initial.log_depth.shape
     dtype = jnp.promote_types(jnp.result_type(initial.log_depth), jnp.float32)
@@ -90,8 +96,15 @@ def prepare(
         frame_valid = jnp.asarray(frame_valid).astype(dtype)
     if pair_valid is not None:
         pair_valid = jnp.asarray(pair_valid).astype(dtype)
-    pointmaps = pointmap.prepare(predictions, graph, config.confidence_weight, pair_valid)
-    fields = _prepare_flow(optical_flow, graph, dynamic_mask, config, pair_valid)
+    pointmaps = pointmap.prepare(
+        predictions,
+        graph,
+        config.confidence_weight,
+        pair_valid,
+        storage=None if config.storage_dtype == "float32" else config.storage_dtype,
+        axis=axis,
+    )
+    fields = _prepare_flow(optical_flow, graph, dynamic_mask, config, pair_valid, axis)
     if ignore is not None:
         ignored = jnp.asarray(ignore, bool).reshape(frames, -1)
         weight = jnp.where(ignored[pointmaps.frame], 0, pointmaps.weight)
@@ -115,19 +128,30 @@ def prepare(
         pair_valid=pair_valid,
         known_cameras=known_cameras.prepare(known, frames, dtype),
         depth_prior=prior,
+        axis=axis,
     )
 
 
-def _prepare_flow(optical_flow, graph, dynamic_mask, config, pair_valid) -> flow.FlowData | None:
+def _prepare_flow(
+    optical_flow, graph, dynamic_mask, config, pair_valid, axis
+) -> flow.FlowData | None:
     if optical_flow is None or config.flow_weight <= 0:
         return None
-    index12, index21 = flow.field_indices(optical_flow, graph)
+    index12, index21 = flow.field_indices(optical_flow, graph, axis)
     if pair_valid is not None:
         index12, index21 = (jnp.where(pair_valid > 0, index, -1) for index in (index12, index21))
     # A pair and its reverse share their two fields, unless every pair has two of its own.
     equal_roles = graph.symmetric and optical_flow.flow.shape[0] != 2 * graph.num_pairs
     static = ~jnp.asarray(dynamic_mask, bool)
-    return flow.prepare(optical_flow, index12, index21, static, config.flow_use_weight, equal_roles)
+    return flow.prepare(
+        optical_flow,
+        index12,
+        index21,
+        static,
+        config.flow_use_weight,
+        equal_roles,
+        axis=axis,
+    )
 
 
 def with_dynamic_mask(problem: Problem, dynamic_mask: Array) -> Problem:
@@ -156,7 +180,8 @@ def evaluate(
 
     with_flow: whether the iteration has reached the start of the flow term. Returns L and the
     terms by name, unweighted (the flow terms also while the gate drops them; 0 before the start),
-    and "pairs": (2, P), mean weighted residual of both sides of every pair.
+    and "pairs": (2, P), mean weighted residual of both sides of every pair. With `problem.axis` L
+    and the parts of the point maps are this device's share of them (`value_and_gradient` sums up).
     """
     frame_valid, pair_valid = problem.frame_valid, problem.pair_valid
     variables = variables_module.without_invalid(variables, frame_valid, pair_valid)
@@ -175,26 +200,32 @@ def evaluate(
         terms[f"pointmap_{side + 1}"] = mean
     zero = jnp.zeros_like(total)
 
+    def share(value):  # of a term that every device computes
+        return value if problem.axis is None else value / jax.lax.axis_size(problem.axis)
+
     terms["smoothness"] = zero
     if geometry.world_from_cam.shape[0] > 1:
         terms["smoothness"] = smoothness.smoothness(
             geometry.world_from_cam, config.smoothness_translation_weight, frame_valid
         )
-    total = total + config.smoothness_weight * terms["smoothness"]
+    total = total + share(config.smoothness_weight * terms["smoothness"])
 
     terms["flow_12"] = terms["flow_21"] = zero
     fields = problem.flow
     if fields is not None:
-        terms["flow_12"], terms["flow_21"] = jax.lax.cond(
+        own, (terms["flow_12"], terms["flow_21"]) = jax.lax.cond(
             with_flow,
-            lambda scene: flow.flow_terms(scene, problem.pixels, fields, config.flow_pixel_cut),
-            lambda scene: (zero, zero),
+            lambda scene: flow.flow_shares(
+                scene, problem.pixels, fields, config.flow_pixel_cut, problem.axis
+            ),
+            lambda scene: ((zero, zero), (zero, zero)),
             geometry,
         )
-        both = terms["flow_12"] + terms["flow_21"]
+        both = own[0] + own[1]
         if config.flow_gate > 0:
             # parity: a loss above the gate is dropped for this iteration, not capped.
-            both = jnp.where(both > config.flow_gate, 0.0, both)
+            above = terms["flow_12"] + terms["flow_21"] > config.flow_gate
+            both = jnp.where(above, 0.0, both)
         total = total + config.flow_weight * both
 
     terms["depth"] = zero
@@ -208,16 +239,42 @@ def evaluate(
             problem.dynamic,
             frame_valid,
         )
-        total = total + config.depth_regulariser_weight * terms["depth"]
+        total = total + share(config.depth_regulariser_weight * terms["depth"])
 
     if problem.known_cameras is not None:
         terms["known_cameras"] = known_cameras.camera_prior(
             geometry.world_from_cam, geometry.focal, problem.known_cameras, frame_valid
         )
-        total = total + config.known_camera_weight * terms["known_cameras"]
+        total = total + share(config.known_camera_weight * terms["known_cameras"])
     if problem.depth_prior is not None:
         terms["depth_prior"] = prior_depth.shape_error(
             variables.log_depth.reshape(problem.dynamic.shape), problem.depth_prior, frame_valid
         )
-        total = total + config.depth_prior_weight * terms["depth_prior"]
+        total = total + share(config.depth_prior_weight * terms["depth_prior"])
     return total, terms
+
+
+def value_and_gradient(
+    variables: AlignmentVariables,
+    problem: Problem,
+    config: AlignmentConfig,
+    with_flow: Array | bool = True,
+) -> tuple[tuple[Array, dict[str, Array]], AlignmentVariables]:
+    """Returns ((L, terms), gradient of L) of `evaluate`, over all devices of `problem.axis`.
+
+    With an axis three sums go over the devices: the sums of the flow term, the gradient of the log
+    depth, and everything small in one vector.
+    """
+    evaluated = jax.value_and_grad(evaluate, has_aux=True)(variables, problem, config, with_flow)
+    if problem.axis is None:
+        return evaluated
+    (total, terms), gradient = evaluated
+    log_depth = jax.lax.psum(gradient.log_depth, problem.axis)
+    others = dataclasses.replace(gradient, log_depth=jnp.zeros(()))
+    vector, restore = jax.flatten_util.ravel_pytree((total, terms["pairs"], others))
+    total, pairs, others = restore(jax.lax.psum(vector, problem.axis))
+    terms = dict(terms, pairs=pairs)
+    for side in (0, 1):
+        mean = variables_module.mean_of_valid(pairs[side], problem.pair_valid)
+        terms[f"pointmap_{side + 1}"] = mean
+    return (total, terms), dataclasses.replace(others, log_depth=log_depth)

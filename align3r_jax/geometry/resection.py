@@ -31,9 +31,9 @@ def resect(
 ) -> tuple[Array, Array]:
     """argmin over camera [and f] of sum_p w_p rho(|f (X, Y) / Z - (pixel_p - c)|), X in the camera.
 
-    rho(r) = ln(1 + r^2 / s^2), s = 2 pixels (Cauchy). First the sum of squared distances of the points
-    from their rays, whose minimum is found from far away (orthogonal iteration; Lu, Hager and
-    Mjolsness 2000), then reweighted Gauss-Newton on the pixels.
+    rho(r) = ln(1 + r^2 / s^2), s = 2 pixels (Cauchy). First the sum of squared distances of the
+    points from their rays, whose minimum is found from far away (orthogonal iteration; Lu, Hager
+    and Mjolsness 2000), then reweighted Gauss-Newton on the pixels.
 
     Args:
         points: (N, 3) in the world. pixels: (N, 2). weight: (N,) >= 0; points with 0 may hold NaN.

@@ -114,7 +114,7 @@ def test_chunks_progress_and_refresh(monkeypatch):
     )
     _assert_same(pieces.variables, whole.variables, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(pieces.trace["total"], whole.trace["total"], rtol=1e-5)
-    assert set(pieces.trace) == {"total", "lr", *objective.TERMS}
+    assert set(pieces.trace) == {"total", "lr", "rejected", *objective.TERMS}
     assert all(len(values) == 7 for values in pieces.trace.values())
     assert [(n, total) for n, total, _ in reports] == [(4, 7), (7, 7)]
     assert (pieces.trace["flow_12"][:4] == 0).all() and (pieces.trace["flow_12"][4:] > 0).all()

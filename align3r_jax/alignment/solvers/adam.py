@@ -25,27 +25,31 @@ Progress = Callable[[int, int, float], None]
 
 CHUNK = 50  # iterations between two looks at the host
 BETA1, BETA2, EPSILON = 0.9, 0.9, 1e-8
+# After a rejected step the rate is this much smaller, and then grows back step by step.
+REJECTED, ACCEPTED = 0.5, 1.1
 
 
 @struct.dataclass
 class State:
     """Where the loop stands.
 
-    last_good: the variables of the last iteration whose loss was finite; failed: () bool, whether
-    some later loss was not. Once failed nothing moves any more.
+    last_good: the variables of the last iteration whose loss and gradient were finite. failed: ()
+    bool, whether those of the last iteration were not. step_scale: (), what the learning rate is
+    multiplied by: 1 unless steps were rejected.
     """
 
     variables: AlignmentVariables
     last_good: AlignmentVariables
     moments: optax.OptState
     failed: Array
+    step_scale: Array
 
 
 @struct.dataclass
 class Outcome:
     """variables: at the end, or the last with a finite loss. trace: name -> (n,) host arrays.
 
-    failed: the loss became NaN or infinite after n iterations.
+    failed: after n iterations the loss was NaN or infinite, and stayed so.
     """
 
     variables: AlignmentVariables
@@ -65,6 +69,7 @@ def initial_state(variables: AlignmentVariables) -> State:
         last_good=jax.tree.map(jnp.array, variables),
         moments=_transform().init(variables),
         failed=jnp.zeros((), bool),
+        step_scale=jnp.ones(()),
     )
 
 
@@ -81,37 +86,57 @@ def scan(
 
     x <- x - lr m / (sqrt(v) + eps) with bias-corrected m, v (Adam; Kingma & Ba 2015). Steps at and
     beyond config.iterations change nothing. trainable: a bool per group (static), or one per frame.
+    A step that leads to a loss or a gradient that is not finite is rejected: the variables go back
+    to the last good ones, the moments are forgotten and the rate is halved for a while.
     Returns the new state and the trace, name -> (num_steps,): "total" before each step, the rate
-    "lr", and every term of `objective.term_names`.
+    "lr", "rejected" (bool) and every term of `objective.term_names`.
     """
     flow_start = objective.flow_start_iteration(config)
 
     def body(state, step):
-        evaluate = jax.value_and_grad(objective.evaluate, has_aux=True)
-        (total, terms), gradient = evaluate(state.variables, problem, config, step >= flow_start)
+        (total, terms), gradient = objective.value_and_gradient(
+            state.variables, problem, config, step >= flow_start
+        )
         gradient = jax.tree.map(_only_free, trainable, gradient)
         finite = jnp.isfinite(total)
+        for leaf in jax.tree.leaves(gradient):
+            finite &= jnp.all(jnp.isfinite(leaf))
         rate = schedule.learning_rate(
             step, config.iterations, config.schedule, config.lr, config.lr_min
         )
+        rate = rate * state.step_scale
         updates, moments = _transform().update(gradient, state.moments)
         moved = jax.tree.map(lambda x, u: x - rate.astype(x.dtype) * u, state.variables, updates)
-        failed = state.failed | ~finite
-        alive = ~failed & (step < config.iterations)
+        active = step < config.iterations
 
-        def choose(new, old):
-            return jax.tree.map(lambda a, b: jnp.where(alive, a, b), new, old)
+        def choose(accepted, rejected, old):
+            def leaf(a, b, c):
+                return jnp.where(active, jnp.where(finite, a, b), c)
 
+            return jax.tree.map(leaf, accepted, rejected, old)
+
+        forgotten = jax.tree.map(jnp.zeros_like, state.moments)
+        scale = jnp.minimum(state.step_scale * ACCEPTED, 1), state.step_scale * REJECTED
         following = State(
-            variables=choose(moved, state.variables),
-            last_good=choose(state.variables, state.last_good),
-            moments=choose(moments, state.moments),
-            failed=failed,
+            variables=choose(moved, state.last_good, state.variables),
+            last_good=choose(state.variables, state.last_good, state.last_good),
+            moments=choose(moments, forgotten, state.moments),
+            failed=choose(jnp.array(False), jnp.array(True), state.failed),
+            step_scale=choose(*scale, state.step_scale),
         )
         trace = {name: terms[name] for name in objective.term_names(problem)}
-        return following, trace | {"total": total, "lr": rate}
+        return following, trace | {"total": total, "lr": rate, "rejected": active & ~finite}
 
     return jax.lax.scan(body, state, first_step + jnp.arange(num_steps))
+
+
+def without_rejected(trace: dict[str, Array]) -> dict[str, Array]:
+    """Returns the trace with the losses of rejected steps replaced by those of the step before."""
+    rejected = trace["rejected"]
+    own = jnp.where(rejected, 0, jnp.arange(rejected.shape[-1]))
+    last = jax.lax.cummax(own, axis=rejected.ndim - 1)
+    kept = {name: jnp.take_along_axis(values, last, axis=-1) for name, values in trace.items()}
+    return kept | {"rejected": rejected, "lr": trace["lr"]}
 
 
 def _only_free(free: bool | Array, gradient: Array) -> Array:
@@ -162,8 +187,8 @@ def optimise(
     The same problem shapes and config compile once. refresh(variables, problem) is called
     `refresh_count` times, evenly spread over the iterations (at chunk ends), and gives the problem
     to go on with (same shapes). progress(iteration, total, loss) is called after every chunk.
-    A loss that becomes NaN or infinite ends the run: the last good variables are returned and
-    `failed` is set.
+    Steps that lead to a NaN or infinite loss are rejected. A run that ends that way returns the
+    last good variables and sets `failed`; it ends early where a whole chunk was rejected.
     """
     total = config.iterations
     length = chunk_length(total) if total else 1
@@ -186,14 +211,15 @@ def optimise(
         losses = traces[-1]["total"][: done - first]
         if progress is not None:
             progress(done, total, float(losses[-1]))
-        if bool(state.failed):
+        if traces[-1]["rejected"][: done - first].all():
             break
     trace = {name: np.concatenate([t[name] for t in traces])[:total] for name in _names(traces)}
     failed = bool(state.failed)
     if failed:
-        finite = np.isfinite(trace["total"])
-        count = int(np.argmin(finite)) if not finite.all() else len(finite)
+        count = int(np.max(np.flatnonzero(~trace["rejected"]), initial=-1)) + 1
         trace = {name: values[:count] for name, values in trace.items()}
+    if trace and trace["rejected"].any():
+        trace = jax.device_get(without_rejected(trace))
     return Outcome(state.last_good if failed else state.variables, trace, failed)
 
 

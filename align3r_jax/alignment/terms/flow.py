@@ -45,6 +45,8 @@ def prepare(
     static: Array,
     use_weight: bool,
     equal_roles: bool = False,
+    *,
+    axis: str | None = None,
 ) -> FlowData | None:
     """Returns the fields that serve a pair; None if there is none.
 
@@ -52,11 +54,15 @@ def prepare(
     NumPy: only the fields that serve a pair are kept. Traced: all are, the others count 0 times,
     and `equal_roles` says whether every field surely stands as often in both roles.
     static: (T, H, W) bool. use_weight: weight residuals by `flow.weight` (parity: False).
+    axis: name of the mesh axis over which the fields are spread: `flow` holds those of this device,
+    the (traced) indices count those of all.
     """
     fields, height, width = flow.flow.shape[:3]
     pairs = flow.pairs
     if isinstance(index12, jax.Array):
         rows = jnp.stack([index12, index21])
+        if axis is not None:
+            rows = rows - fields * jax.lax.axis_index(axis)
         count = jnp.sum(rows[:, :, None] == jnp.arange(fields), axis=1, dtype=jnp.float32)
         count = count[:1] if equal_roles else count
         used = jnp.arange(fields)
@@ -71,13 +77,13 @@ def prepare(
         pairs = np.asarray(pairs)
     order, valid = pointmap.sort_and_pad(pairs[used, 0], height * width)
     order = used[order].astype(np.int32)
+    source, target = (jnp.asarray(pairs[order, side], jnp.int32) for side in (0, 1))
     values, trust = _component_wise(
         flow.flow,
         flow.weight if use_weight else None,
         order.reshape(-1),
         valid.reshape(-1),
     )
-    source, target = (jnp.asarray(pairs[order, side], jnp.int32) for side in (0, 1))
     return FlowData(
         flow=values.reshape(*order.shape, 2, -1),
         trust=trust.reshape(*order.shape, -1),
@@ -109,16 +115,22 @@ def static_weight(static: Array) -> Array:
     return jnp.asarray(static).reshape(static.shape[0], -1).astype(jnp.float32)
 
 
-def field_indices(flow: OpticalFlow, graph: PairGraph) -> tuple[Array, Array]:
+def field_indices(
+    flow: OpticalFlow, graph: PairGraph, axis: str | None = None
+) -> tuple[Array, Array]:
     """Returns (index12, index21), (P,) each: the fields of every pair, -1 where there is none.
 
     A flow that lists one field for every pair and then one for every pair reversed, in the order of
     the graph, is taken as it stands: pairs (i, j) and (j, i) may have estimates of their own.
-    Traceable in both lists of pairs.
+    Traceable in both lists of pairs. axis: name of the mesh axis over which both lists are spread;
+    P then counts the pairs of all devices, and so do the indices.
     """
     count = graph.num_pairs
     if isinstance(flow.pairs, jax.Array) or isinstance(graph.pairs, jax.Array):
-        return _traced_field_indices(jnp.asarray(flow.pairs), jnp.asarray(graph.pairs))
+        lists = jnp.asarray(flow.pairs), jnp.asarray(graph.pairs)
+        if axis is not None:
+            lists = jax.lax.all_gather(lists, axis, tiled=True)
+        return _traced_field_indices(*lists)
     if np.array_equal(flow.pairs, np.concatenate([graph.pairs, graph.pairs[:, ::-1]])):
         return np.arange(count, dtype=np.int32), np.arange(count, 2 * count, dtype=np.int32)
     position = {tuple(pair): k for k, pair in enumerate(np.asarray(flow.pairs).tolist())}
@@ -260,6 +272,17 @@ def flow_terms(
     One pooled mean over pairs, components and pixels (MonST3R, eq. 5); 0 if no pixel is kept.
     geometry: decoded variables, depth (T, ...) at `pixels` (2, L). Returns (L_12, L_21).
     """
+    return flow_shares(geometry, pixels, data, pixel_cut)[1]
+
+
+def flow_shares(
+    geometry: Geometry, pixels: Array, data: FlowData, pixel_cut: float, axis: str | None = None
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """Returns what this device's fields add to `flow_terms`, and the terms over all devices.
+
+    axis: name of the mesh axis over which the fields are spread. Gradients pass through the shares
+    alone (without an axis both are the same).
+    """
     depth = geometry.depth.reshape(geometry.depth.shape[0], -1)
     homography, epipole = warp.transfer(
         geometry.intrinsics[data.source],
@@ -269,5 +292,10 @@ def flow_terms(
     )
     disparity = 1 / (depth + warp.DISPARITY_EPSILON)
     cost, count = robust_sums(disparity, homography, epipole, data, pixels, pixel_cut)
-    mean = jnp.where(count > 0, cost / jnp.where(count > 0, count, 1.0), 0.0)
-    return mean[0], mean[-1]
+    whole = cost
+    if axis is not None:
+        whole, count = jax.lax.psum(jax.lax.stop_gradient((cost, count)), axis)
+    share, mean = (
+        jnp.where(count > 0, part / jnp.where(count > 0, count, 1.0), 0.0) for part in (cost, whole)
+    )
+    return (share[0], share[-1]), (mean[0], mean[-1])

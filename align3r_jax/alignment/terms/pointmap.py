@@ -87,30 +87,44 @@ def prepare(
     graph: PairGraph,
     kind: Literal["log", "sqrt", "m1", "id"],
     pair_valid: Array | None = None,
+    *,
+    storage: jnp.dtype | str | None = None,
+    axis: str | None = None,
 ) -> PointmapData:
     """Returns the observations of all pairs; `kind` turns confidences into weights.
 
     Points or confidences that are not finite get weight 0, and so do negative weights and all
     pairs with pair_valid (P,) 0. Traceable, also in `graph.pairs`.
+
+    storage: type in which points and weights are kept (sums are float32 or better); None: float32.
+    axis: name of the mesh axis over which the pairs are spread: predictions and graph hold the
+    pairs of this device, pair_valid and the rows count those of all.
     """
     pairs, height, width = predictions.confidence1.shape
     frame = graph.pairs.T.reshape(-1)
     order, valid = sort_and_pad(frame, height * width)
+    row, num_pairs = order, pairs
+    if axis is not None:
+        num_pairs = pairs * jax.lax.axis_size(axis)
+        first = pairs * jax.lax.axis_index(axis)
+        row = (order // pairs) * num_pairs + first + order % pairs
     usable = jnp.asarray(valid)
     if pair_valid is not None:
-        usable &= (jnp.asarray(pair_valid) > 0)[order % pairs]
-    points, weight = _component_wise(predictions, order.reshape(-1), usable.reshape(-1), kind)
+        usable &= (jnp.asarray(pair_valid) > 0)[row % num_pairs]
+    points, weight = _component_wise(
+        predictions, order.reshape(-1), usable.reshape(-1), kind, storage
+    )
     return PointmapData(
         points=points.reshape(*order.shape, 3, -1),
         weight=weight.reshape(*order.shape, -1),
         frame=jnp.asarray(frame[order], jnp.int32),
-        row=jnp.asarray(order),
-        num_pairs=pairs,
+        row=jnp.asarray(row, jnp.int32),
+        num_pairs=num_pairs,
     )
 
 
-@functools.partial(jax.jit, static_argnames="kind")
-def _component_wise(predictions, order, valid, kind):
+@functools.partial(jax.jit, static_argnames=("kind", "storage"))
+def _component_wise(predictions, order, valid, kind, storage):
     """Returns points (K, 3, L) and weights (K, L) in the given order, one row at a time."""
     pairs = predictions.confidence1.shape[0]
 
@@ -128,7 +142,14 @@ def _component_wise(predictions, order, valid, kind):
         usable &= jnp.isfinite(confidence) & (confidence > 0)
         # Masked before the logarithm: what is not finite must not reach a gradient either.
         weight = confidence_weight(jnp.where(usable, confidence, 1), kind)
-        return jnp.where(usable, points, 0), jnp.where(usable, jnp.maximum(weight, 0), 0)
+        points = jnp.where(usable, points, 0)
+        weight = jnp.where(usable, jnp.maximum(weight, 0), 0)
+        if storage is None:
+            return points, weight
+        # What a narrow type cannot hold says nothing.
+        points, weight = points.astype(storage), weight.astype(storage)
+        usable = jnp.all(jnp.isfinite(points), axis=0) & jnp.isfinite(weight)
+        return jnp.where(usable, points, 0), jnp.where(usable, weight, 0)
 
     return jax.lax.map(load, (order, valid))
 
