@@ -1,8 +1,6 @@
 """Depth Pro against recorded runs: every intermediate of three sizes, chunks, counts, messages."""
 
 import dataclasses
-import json
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,62 +10,13 @@ import pytest
 from align3r_jax.errors import UserError
 from align3r_jax.networks import depth_pro
 from align3r_jax.networks import depth_pro_windows as windows_lib
-from align3r_jax.weights.tables import depth_pro as table
 from tests.networks import recorded
+from tests.networks.depth_pro_runs import RECORDINGS, load_run
 
 TOLERANCE = 1e-5
 # bfloat16 keeps 8 bits (4e-3). Measured on the recorded inputs, relative to the largest value:
 # inverse depth 1.6e-2 at most (3e-3 r.m.s.), the field of view 0.005 degrees.
 BFLOAT16_TOLERANCE = 4e-2
-
-
-class Recording(NamedTuple):
-    """How a recording was thinned out: steps over (tokens, their channels), channels of merged
-    maps, channels of other maps, pixels of the output, and the divisor of the step over pixels.
-    """
-
-    shapes: str
-    head_dim: int
-    latent_blocks: tuple[int, int]
-    tokens: tuple[int, int]
-    merged: int
-    channels: int
-    pixels: int
-    divisor: int
-
-
-RECORDINGS = {
-    "toy": Recording("_toy_params", 16, (0, 1), (5, 8), 8, 4, 4, 16),
-    "reduced": Recording("_reduced_params", 16, (0, 1), (37, 8), 8, 4, 12, 24),
-    "full": Recording("_params", 64, (5, 11), (97, 128), 128, 32, 12, 12),
-}
-
-
-class Run(NamedTuple):
-    """A recorded run and what it ran on."""
-
-    file: dict
-    config: depth_pro.DepthProConfig
-    params: dict
-    images: np.ndarray
-
-
-def load_run(golden_dir, fill, name) -> Run:
-    """The recording `name` with its weights and input."""
-    how = RECORDINGS[name]
-    file = np.load(golden_dir / f"monodepth_depthpro_{name}.npz")
-    seed = recorded.seed_of(file)
-    shapes = json.loads((golden_dir / f"monodepth_depthpro{how.shapes}.json").read_text())
-    state = fill.state_dict(shapes, seed)
-    state["head.4.bias"] = file[f"{name}/head_bias"]
-    state["fov.head.4.bias"] = file[f"{name}/fov_bias"]
-    heads = shapes["encoder.patch_encoder.norm.weight"][0] // how.head_dim
-    hints = {"num_heads": heads, "latent_blocks": how.latent_blocks}
-    config = table.infer_config(state, hints)
-    side = config.image_size
-    images = fill.image("dp_input", (len(file[f"{name}/fov_deg"]), side, side, 3), seed)
-    arrays = {key.removeprefix(f"{name}/"): file[key] for key in file if key.startswith(name)}
-    return Run(arrays, config, table.import_state(state, config), images)
 
 
 def thin(name, out):
