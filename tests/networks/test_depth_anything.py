@@ -14,7 +14,8 @@ from align3r_jax.networks import depth_anything, dinov2
 from align3r_jax.weights.tables import depth_anything as table
 
 TOLERANCE = 2e-4  # the recorded network's own float32 error is up to 4.5e-5
-BFLOAT16_TOLERANCE = 0.06  # of logits up to 2; measured 0.023
+# Encoder alone, and head too, of logits up to 2; measured 0.023 and 0.064.
+BFLOAT16_TOLERANCE = {jnp.float32: 0.04, jnp.bfloat16: 0.1}
 SMALL_IMAGE = 120_000  # pixels; larger ones are slow tests
 _FILES = {"vits": "monodepth_da2_vits", "vitb": "monodepth_da2_vitb_vitl"}
 _FILES["vitl"] = _FILES["vitb"]
@@ -41,7 +42,7 @@ class Recorded:
         self.sizes = sorted((int(match[1]), int(match[2])) for match in matches if match)
         assert self.sizes
 
-    def run(self, size, dtype=jnp.float32, max_depth=None):
+    def run(self, size, dtype=jnp.float32, head_dtype=jnp.float32):
         """The recorded values of a case, by name, and the network's output on its input."""
         prefix = f"{self.model}_{size[0]}x{size[1]}/"
         expected = {
@@ -50,14 +51,9 @@ class Recorded:
             if key.startswith(prefix)
         }
         images = self._weights.image("da2_input", (len(expected["logits"]), *size, 3), self.seed)
-        rows, columns = expected["input_sample"].shape[2:]
-        step = [-(-side // count) for side, count in zip(size, (rows, columns))]
-        sample = images.transpose(0, 3, 1, 2)[:, :, :: step[0], :: step[1]]
-        if sample.shape == expected["input_sample"].shape:
-            np.testing.assert_allclose(sample, expected["input_sample"], atol=1e-6)
-        net = depth_anything.DepthAnything(
-            self.config, dtype, None if dtype == jnp.bfloat16 else jnp.float32, "highest"
-        )
+        sample = images.transpose(0, 3, 1, 2)[:, :, ::63, ::84]
+        np.testing.assert_allclose(sample, expected["input_sample"], atol=1e-6)
+        net = depth_anything.DepthAnything(self.config, dtype, head_dtype, "highest")
         run = jax.jit(lambda p, x: net.apply({"params": p}, x, return_intermediates=True))
         return expected, run(self.params, images)
 
@@ -125,12 +121,14 @@ def test_small_network_on_large_images(small):
 
 @pytest.mark.golden
 @pytest.mark.slow
-def test_small_network_in_bfloat16(small):
+@pytest.mark.parametrize("head_dtype", BFLOAT16_TOLERANCE)
+def test_small_network_in_bfloat16(small, head_dtype):
     for size in small.sizes:
-        expected, output = small.run(size, jnp.bfloat16)
+        expected, output = small.run(size, jnp.bfloat16, head_dtype)
+        assert output.logits.dtype == jnp.float32
         error = _error(output.logits[:, ::4, ::4], expected["logits"], "logits")
-        print(f"bfloat16 {size}: {error:.4f}")
-        assert 1e-3 < error <= BFLOAT16_TOLERANCE
+        print(f"bfloat16, head {head_dtype.__name__}, {size}: {error:.4f}")
+        assert 1e-3 < error <= BFLOAT16_TOLERANCE[head_dtype]
 
 
 @pytest.mark.golden
