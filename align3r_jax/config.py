@@ -164,7 +164,7 @@ class AlignmentConfig:
     flow_pixel_cut: float = 50.0
     flow_use_weight: bool = True  # weight by consistency; parity: False
     depth_regulariser_weight: float = 0.0
-    known_camera_weight: float = 0.05  # of cameras given as soft priors
+    known_camera_weight: float = 0.01  # of cameras given as soft priors
     depth_prior_weight: float = 0.0  # of every frame's depth to the depth prior, up to its scale
     depth_prior_shift: bool = False  # fit a shift to the prior too (its zero is arbitrary)
     optimise_two_frames: bool = False  # two frames alone are their two-view scene

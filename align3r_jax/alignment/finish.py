@@ -10,6 +10,7 @@ import numpy as np
 
 from align3r_jax.alignment import variables as variables_lib
 from align3r_jax.alignment.align import AlignResult
+from align3r_jax.alignment.user_world import World
 from align3r_jax.config import AlignmentConfig
 from align3r_jax.geometry import camera, rigid
 from align3r_jax.structs import Array, Frames, Scene
@@ -18,17 +19,24 @@ _VIEWS_AT_ONCE = 4  # cameras that look at the points of one frame together; bou
 
 
 def to_scene(
-    result: AlignResult, frames: Frames, config: AlignmentConfig, *, metric: bool = False
+    result: AlignResult,
+    frames: Frames,
+    config: AlignmentConfig,
+    *,
+    world: World | None = None,
+    scale: float = 1.0,
+    metric: bool = False,
 ) -> Scene:
     """Returns depth, cameras, masks, confidence and colours as one `Scene` of NumPy arrays.
 
-    The world is the camera of the first frame, unless the poses were given. With `config.clean`
-    points that others see through have confidence 0. metric: depth is in metres.
+    world: the way from the result to the world of known poses; None: the world is the camera of
+    the first frame, unless the poses were given. scale: multiplies the result before. With
+    `config.clean` points that others see through have confidence 0. metric: depth is in metres.
     """
     height, width = result.variables.log_depth.shape[-2:]
     geometry = variables_lib.decode(result.variables, config, (height, width))
     poses = geometry.world_from_cam
-    if not result.fixed_world:
+    if world is None and not result.fixed_world:
         poses = rigid.compose(rigid.invert(poses[:1]), poses)
     confidence = result.confidence
     if config.clean:
@@ -40,9 +48,13 @@ def to_scene(
             config.clean_tolerance,
             config.clean_views,
         )
+    depth, poses = scale * np.asarray(geometry.depth, np.float64), np.array(poses, np.float64)
+    poses[:, :3, 3] *= scale
+    if world is not None:
+        depth, poses = world.scale * depth, world.poses_to_user(poses)
     return Scene(
-        depth=np.asarray(geometry.depth, np.float32),
-        world_from_cam=np.asarray(poses),
+        depth=depth.astype(np.float32),
+        world_from_cam=poses.astype(np.float32),
         intrinsics=np.asarray(geometry.intrinsics),
         confidence=np.asarray(confidence, np.float32),
         dynamic_mask=np.asarray(result.dynamic_mask, bool),

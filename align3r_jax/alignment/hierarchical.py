@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -32,6 +33,8 @@ def align_video(
     config: AlignmentConfig,
     known: variables_lib.Known | None = None,
     dynamic_mask: Array | None = None,
+    ignore: Array | None = None,
+    depth_prior: Array | None = None,
     progress: adam.Progress | None = None,
 ) -> align_lib.AlignResult:
     """Aligns a video of any length; only the pairs of one run are in memory at a time.
@@ -42,7 +45,7 @@ def align_video(
         pairs: `clip_size` and `clip_symmetric` count.
         config: `join_rescale` carries the scale of the key-frame pass into every clip; without it
             (parity) each clip keeps the scale it found, and depth jumps between clips.
-        known, dynamic_mask: of all frames.
+        known, dynamic_mask, ignore, depth_prior: of all frames, as `align.align` takes them.
         progress: iterations of all runs together.
 
     Returns:
@@ -78,7 +81,9 @@ def align_video(
             config,
             key_frame_prior=prior,
             known=_known_of(known, frames),
-            dynamic_mask=None if dynamic_mask is None else np.asarray(dynamic_mask)[frames],
+            dynamic_mask=_rows(dynamic_mask, frames),
+            ignore=_rows(ignore, frames),
+            depth_prior=_rows(depth_prior, frames),
             progress=report,
         )
         runs.append(dataclasses.replace(result, pairs=graph.pairs))
@@ -186,8 +191,8 @@ def _renumber(flow: OpticalFlow | None, frames: np.ndarray, num_frames: int) -> 
 def _known_of(known: variables_lib.Known | None, frames: np.ndarray) -> variables_lib.Known | None:
     if known is None:
         return None
-    names = ("world_from_cam", "focal", "principal_point", "depth")
-    values = {name: getattr(known, name) for name in names}
-    return variables_lib.Known(
-        **{k: None if v is None else np.asarray(v)[frames] for k, v in values.items()}
-    )
+    return jax.tree.map(lambda values: np.asarray(values)[frames], known)
+
+
+def _rows(values: Array | None, frames: np.ndarray) -> np.ndarray | None:
+    return None if values is None else np.asarray(values)[frames]

@@ -23,6 +23,7 @@ from align3r_jax.structs import (
     PairPredictions,
 )
 
+_MAX_NOISE = 1.5  # by how much noise of the found path may lengthen it
 _SAME_PLACE = 1e-9  # spread of positions over their size: below, they are one position
 
 
@@ -111,7 +112,7 @@ def fit_world(found: Array, known: Array, mask: Array | None = None) -> WorldFit
     found, known: (T, 4, 4) world_from_cam. mask: (T,) bool, the cameras that count; None: all.
     Rotation: Procrustes of the centres and, as far from them as these are spread, points on the
     three axes of every camera, so that one camera, cameras in one place or on one line fix it too.
-    Scale and translation: least squares of the centres, given the rotation.
+    Scale and translation: least squares of the found centres given the known ones and the rotation.
     """
     chosen = slice(None) if mask is None else np.asarray(mask, bool)
     found = np.asarray(found, np.float64)[chosen]
@@ -130,9 +131,11 @@ def fit_world(found: Array, known: Array, mask: Array | None = None) -> WorldFit
     scale = 1.0
     if apart:
         turned = offsets[0] @ rotation.T
-        scale = float((turned * offsets[1]).sum() / (offsets[0] ** 2).sum())
-        if not scale > 0:
-            # The paths contradict each other: at least the sizes agree.
+        # The noise is in what was found: regressed the other way round it would shrink the scale.
+        agreement = float((turned * offsets[1]).sum())
+        scale = float((offsets[1] ** 2).sum()) / agreement if agreement > 0 else np.inf
+        if scale > _MAX_NOISE * spreads[1] / spreads[0]:
+            # The paths hardly agree: at least their sizes do.
             scale = spreads[1] / spreads[0]
     turns = np.einsum("tai,ab,tbj->tij", known[:, :3, :3], rotation, found[:, :3, :3])
     cosine = np.clip((np.trace(turns, axis1=1, axis2=2) - 1) / 2, -1, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 
 from align3r_jax.alignment import variables
@@ -36,7 +37,8 @@ def from_user(
         UserError: wrong shapes or numbers, poses that are no rigid motions, fx != fy, intrinsics
             of other images than the frames.
     """
-    known, notes = variables.Known(), []
+    known = variables.Known()
+    notes: list[str] = []
     if cameras.intrinsics is not None:
         known = _with_intrinsics(known, cameras, size, num_frames, notes, shared_focal)
     if cameras.world_from_cam is not None:
@@ -61,7 +63,7 @@ def _with_intrinsics(
             f"({num_frames}, 3, 3), in pixels of the original frames."
         )
     intrinsics = np.broadcast_to(intrinsics, (num_frames, 3, 3))
-    mask = ~np.isnan(intrinsics).all((1, 2))
+    mask = np.asarray(~np.isnan(intrinsics).all((1, 2)))
     if not mask.any():
         return known
     good = np.isfinite(intrinsics[mask]).all() and (intrinsics[mask][:, [0, 1], [0, 1]] > 0).all()
@@ -131,7 +133,7 @@ def _to_working(
         )
         if note not in notes:
             notes.append(note)
-    working = np.asarray(camera.to_working(np.asarray(intrinsics, np.float32), own), np.float64)
+    working = np.asarray(camera.to_working(jnp.asarray(intrinsics, jnp.float32), own), np.float64)
     fx, fy = working[0, 0], working[1, 1]
     if abs(fx / fy - 1) > _ANISOTROPY:
         stretched = size.between is not None
@@ -150,7 +152,7 @@ def _with_poses(known: variables.Known, cameras: KnownCameras, num_frames: int) 
             f"Known poses have shape {poses.shape}, expected ({num_frames}, 4, 4) world_from_cam "
             "matrices, one for each frame (NaN where unknown)."
         )
-    mask = ~np.isnan(poses).all((1, 2))
+    mask = np.asarray(~np.isnan(poses).all((1, 2)))
     if not mask.any():
         return known
     if not np.isfinite(poses[mask]).all():

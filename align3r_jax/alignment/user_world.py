@@ -8,29 +8,38 @@ x_user = s R x + t, chosen from the start of the scene, and the result is carrie
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from align3r_jax.alignment import align as align_lib
-from align3r_jax.alignment import initialise, known_cameras, variables
+from align3r_jax.alignment import hierarchical, initialise, known_cameras, variables
 from align3r_jax.alignment.initialise import StartingScene
 from align3r_jax.config import AlignmentConfig
 from align3r_jax.geometry import rigid
-from align3r_jax.structs import AlignmentVariables, Array, PairGraph, PairPredictions
+from align3r_jax.structs import (
+    AlignmentVariables,
+    Array,
+    OpticalFlow,
+    PairGraph,
+    PairPredictions,
+)
 
 _LEAST_PARALLAX = 2e-3  # spread of the cameras over the median depth: below, no scale is visible
 _MISFIT = np.deg2rad(10)  # median angle at which known poses contradict the video
+_UNIT = 4.0  # spreads of held cameras in one unit of a long video: depths come out near 1
 _FAR = 1e4  # distance of the user's origin over the spread of the cameras: float32 loses digits
 
 
-class World(NamedTuple):
-    """x_user = scale rotation x + translation, float64; scale (), rotation (3, 3)."""
+@struct.dataclass
+class World:
+    """x_user = scale rotation x + translation: (), (3, 3), (3,) float64 on the host."""
 
-    scale: float = 1.0
-    rotation: np.ndarray = np.eye(3)
-    translation: np.ndarray = np.zeros(3)
+    scale: float
+    rotation: np.ndarray
+    translation: np.ndarray
 
     def poses_to_user(self, world_from_cam: Array) -> np.ndarray:
         """Returns (T, 4, 4) float64 poses in the user's world."""
@@ -50,6 +59,19 @@ class World(NamedTuple):
         return moved
 
 
+@struct.dataclass
+class Aligned:
+    """result: in the aligner's world. world: the way to the user's; None: no pose is known.
+
+    fixes_scale: the known cameras say how large the scene is. notes: for the reader of the result.
+    """
+
+    result: align_lib.AlignResult
+    world: World | None = None
+    fixes_scale: bool = struct.field(pytree_node=False, default=False)
+    notes: tuple[str, ...] = struct.field(pytree_node=False, default=())
+
+
 class Placed(NamedTuple):
     """A problem in the aligner's own world.
 
@@ -62,6 +84,61 @@ class Placed(NamedTuple):
     config: AlignmentConfig
     world: World
     notes: tuple[str, ...]
+
+
+def align(
+    predictions: PairPredictions,
+    graph: PairGraph,
+    flow: OpticalFlow | None,
+    config: AlignmentConfig,
+    known: variables.Known | None,
+    **options: Any,
+) -> Aligned:
+    """Aligns one graph with whatever is known of its cameras; options: of `align.align`."""
+    if known is None or known.world_from_cam is None:
+        return Aligned(align_lib.align(predictions, graph, flow, config, known=known, **options))
+    placed = place(predictions, graph, config, known)
+    result = align_lib.align(
+        predictions, graph, flow, placed.config, known=placed.known, start=placed.start, **options
+    )
+    return Aligned(result, placed.world, placed.known.fixes_scale, placed.notes)
+
+
+def align_video(
+    num_frames: int,
+    *,
+    config: AlignmentConfig,
+    known: variables.Known | None,
+    **options: Any,
+) -> Aligned:
+    """Aligns a long video in clips; options: of `hierarchical.align_video`.
+
+    Poses of all frames are held in every clip. Poses of some frames, or soft ones, place the
+    finished scene and do not change it.
+    """
+    if known is None or known.world_from_cam is None:
+        return Aligned(hierarchical.align_video(num_frames, config=config, known=known, **options))
+    if not known.holds_all_poses:
+        free = _without_poses(known)
+        held = free if free.focal is not None else None
+        result = hierarchical.align_video(num_frames, config=config, known=held, **options)
+        world, fit = fitted(result, known, variables.settings_with_known(config, held))
+        sentence = (
+            "The known poses place the scene of this long video but are not held in it: that "
+            "needs poses of all frames, held fixed, or an alignment of all frames at once (flat)."
+        )
+        return Aligned(
+            result, world, fit.fixes_scale, (sentence, *notes(fit, known, fit.fixes_scale))
+        )
+    centres = np.asarray(known.world_from_cam, np.float64)[:, :3, 3]
+    spread = float(np.sqrt(((centres - centres.mean(axis=0)) ** 2).sum(-1).mean()))
+    world = World(_UNIT * spread if spread > 0 else 1.0, np.eye(3), centres.mean(axis=0))
+    inner = dataclasses.replace(
+        known, world_from_cam=world.poses_from_user(known.world_from_cam), fixes_scale=spread > 0
+    )
+    config = dataclasses.replace(config, residual_over_scale=spread > 0)
+    result = hierarchical.align_video(num_frames, config=config, known=inner, **options)
+    return Aligned(result, world, spread > 0)
 
 
 def place(
@@ -79,10 +156,7 @@ def place(
     Args:
         known: `world_from_cam` is set.
     """
-    free = dataclasses.replace(
-        known, world_from_cam=None, pose_mask=None, rotation_deviation=None,
-        translation_deviation=None,
-    )  # fmt: skip
+    free = _without_poses(known)
     free_config = variables.settings_with_known(config, free)
     scene = initialise.starting_scene(predictions, graph, free_config, known=free)
     fit = known_cameras.fit_world(scene.world_from_cam, known.world_from_cam, known.pose_mask)
@@ -134,11 +208,24 @@ def notes(
     return tuple(sentences)
 
 
-def fitted(result: align_lib.AlignResult, known: variables.Known, config: AlignmentConfig) -> World:
-    """Returns the world that carries a result of free poses onto the known ones."""
-    geometry = variables.decode(result.variables, config, np.shape(result.variables.log_depth)[-2:])
+def fitted(
+    result: align_lib.AlignResult, known: variables.Known, config: AlignmentConfig
+) -> tuple[World, known_cameras.WorldFit]:
+    """Returns the world that carries a result of free poses onto the known ones, and the fit."""
+    size = np.shape(result.variables.log_depth)[-2:]
+    geometry = variables.decode(result.variables, config, (size[0], size[1]))
     fit = known_cameras.fit_world(geometry.world_from_cam, known.world_from_cam, known.pose_mask)
-    return World(fit.scale, fit.rotation, fit.translation)
+    return World(fit.scale, fit.rotation, fit.translation), fit
+
+
+def _without_poses(known: variables.Known) -> variables.Known:
+    return dataclasses.replace(
+        known,
+        world_from_cam=None,
+        pose_mask=None,
+        rotation_deviation=None,
+        translation_deviation=None,
+    )
 
 
 def _parallax(scene: StartingScene) -> float:
@@ -157,14 +244,14 @@ def _moved(
 
     gain: g, by which points and poses are multiplied already, and the similarities are here.
     """
-    rotation, translation = np.float32(rotation), np.float32(translation)
-    motion = rigid.pose(rotation, translation)
-    offsets = gain * rigid.rotate(rotation, scene.pair_translation) + translation
+    turn, shift = jnp.asarray(rotation, jnp.float32), jnp.asarray(translation, jnp.float32)
+    motion = rigid.pose(turn, shift)
+    offsets = gain * rigid.rotate(turn, scene.pair_translation) + shift
     return dataclasses.replace(
         scene,
         points=rigid.apply(motion, scene.points),
         world_from_cam=rigid.compose(motion, scene.world_from_cam),
         pair_scale=gain * scene.pair_scale,
-        pair_rotation=rigid.compose(rotation, scene.pair_rotation),
+        pair_rotation=rigid.compose(turn, scene.pair_rotation),
         pair_translation=offsets,
     )

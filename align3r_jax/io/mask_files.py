@@ -15,20 +15,19 @@ from align3r_jax.io import images
 from align3r_jax.structs import WorkingSize
 
 STATIC, DYNAMIC, IGNORE = 0, 1, 2
+UNKNOWN = 255  # in frames without a mask
 # Grey pictures of more than two values: where each label's range begins.
 _GREY_IGNORE, _GREY_DYNAMIC = 64, 192
 _ENDINGS = ("", "_mask", "_dynamic_mask")
 
 
 class MaskFolder(NamedTuple):
-    """dynamic, ignore: (T, H, W) bool at working size. given: (T,) bool, frames with a mask.
+    """labels: (T, H, W) uint8 at working size, UNKNOWN in frames without a mask.
 
     notes: sentences for the reader of the result.
     """
 
-    dynamic: np.ndarray
-    ignore: np.ndarray
-    given: np.ndarray
+    labels: np.ndarray
     notes: tuple[str, ...]
 
 
@@ -96,7 +95,7 @@ def read_mask_folder(source: str | Path, names: Sequence[str], size: WorkingSize
             )
         found = list(paths)
         notes = (f"The masks of '{source}' were taken in the order of the frames.",)
-    labels = np.zeros((len(names), *size.working), np.uint8)
+    labels = np.full((len(names), *size.working), UNKNOWN, np.uint8)
     for t, path in enumerate(found):
         if path is not None:
             labels[t] = _to_working(read_labels(path), size, path)
@@ -106,7 +105,7 @@ def read_mask_folder(source: str | Path, names: Sequence[str], size: WorkingSize
             f"{int(given.sum())} of {len(names)} frames have a mask of the user; the motion of the "
             "others is estimated.",
         )
-    return MaskFolder(labels == DYNAMIC, labels == IGNORE, given, notes)
+    return MaskFolder(labels, notes)
 
 
 def _to_working(labels: np.ndarray, size: WorkingSize, path: Path) -> np.ndarray:

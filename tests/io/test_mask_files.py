@@ -20,13 +20,14 @@ def test_grey_and_palette_mean_the_same(tmp_path):
     palette.putpalette([0, 0, 0, 255, 255, 255, 9, 9, 9])
     palette.save(tmp_path / "b_mask.png")
     masks = mask_files.read_mask_folder(tmp_path, ["b", "c", "a"], SIZE)
-    np.testing.assert_array_equal(masks.given, [True, False, True])
-    assert "2 of 3" in masks.notes[0]
+    labels = masks.labels
+    assert "2 of 3" in masks.notes[0] and labels.shape == (3, 32, 64)
     # Original row 60 is row 30 after the resize and 22 after the crop.
     for t in (0, 2):
-        assert masks.ignore[t, 22:].all() and not masks.ignore[t, :22].any()
-        assert masks.dynamic[t, :22, 32:].all() and not masks.dynamic[t, :, :32].any()
-    assert not masks.dynamic[1].any() and not masks.ignore[1].any()
+        assert (labels[t, 22:] == mask_files.IGNORE).all()
+        assert (labels[t, :22, 32:] == mask_files.DYNAMIC).all()
+        assert (labels[t, :22, :32] == mask_files.STATIC).all()
+    assert (labels[1] == mask_files.UNKNOWN).all()
 
 
 def test_what_is_no_mask_gets_a_sentence(tmp_path):
