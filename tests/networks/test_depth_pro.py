@@ -10,6 +10,7 @@ import pytest
 from align3r_jax.errors import UserError
 from align3r_jax.networks import depth_pro
 from align3r_jax.networks import depth_pro_windows as windows_lib
+from tests.networks import depth_pro_runs as runs
 from tests.networks import recorded
 from tests.networks.depth_pro_runs import RECORDINGS, load_run
 
@@ -19,109 +20,53 @@ TOLERANCE = 1e-5
 BFLOAT16_TOLERANCE = 4e-2
 
 
-def thin(name, out):
-    """The arrays of an output, ordered and thinned out as the recording has them."""
-    how = RECORDINGS[name]
-    named = {key: np.asarray(value, np.float32) for key, value in out.intermediates.items()}
-    cut = named.pop("windows")
-    fine, middle = windows_lib.FINE**2, windows_lib.MIDDLE**2
-    quarter = cut.shape[2] // 4
-    pixels = (slice(quarter // 2, None, quarter), slice(quarter // 3, None, quarter))
-    arrays = {}
-    for key, part in (("split0", cut[:, :fine]), ("split1", cut[:, fine : fine + middle])):
-        arrays[key] = _window_major(part).transpose(0, 3, 1, 2)[:, :, *pixels]
-    for key, value in named.items():
-        if key in ("patch_tokens", "hook0", "hook1", "patch_encoder"):
-            value = _window_major(value)
-        if value.ndim == 3 and key != "logits":
-            arrays[key] = value[:, :: how.tokens[0], :: how.tokens[1]]
-        elif value.ndim == 4:
-            value = value.transpose(0, 3, 1, 2)
-            if key.startswith("merge"):
-                value = value[:, :: how.merged, ::5, ::5]
-            elif key == "fov_downsample_pre_relu":
-                value = value[:, :: how.channels]
-            elif not key.startswith("fov_"):
-                step = max(1, value.shape[2] // how.divisor)
-                value = value[:, :: how.channels, ::step, ::step]
-            arrays[key] = value
-    arrays["logits"] = named["logits"][:, :: how.pixels, :: how.pixels]
-    arrays["canonical_inverse_depth"] = np.asarray(out.inverse_depth)[
-        :, :: how.pixels, :: how.pixels
-    ]
-    return arrays
-
-
-def _window_major(array):
-    """(B, K, ...) -> (K B, ...), the order of the recordings."""
-    return np.swapaxes(array, 0, 1).reshape(-1, *array.shape[2:])
-
-
-def check_run(name, run, tolerance, depth_tolerance, fov_tolerance):
-    """Compares all that was recorded."""
-    network = depth_pro.DepthPro(run.config, precision="highest")
-    out = jax.jit(lambda p, x: network.apply({"params": p}, x, return_intermediates=True))(
-        run.params, run.images
-    )
-    step = run.config.image_size // 8
-    sample = run.images.transpose(0, 3, 1, 2)[:, :, ::step, ::step]
-    recorded.assert_close(sample, run.file["input_sample"], 1e-6, "input")
-    compared = set()
-    for key, array in thin(name, out).items():
-        if key in run.file:
-            recorded.assert_close(array, run.file[key], tolerance, key)
-            compared.add(key)
-    missing = set(run.file) - compared
-    known = {"head_bias", "fov_bias", "fov_deg", "inverse_stats", "input_sample"}
-    assert missing <= known, missing - known
-    inverse = np.asarray(out.inverse_depth, np.float64)
-    got = inverse[:, :: RECORDINGS[name].pixels, :: RECORDINGS[name].pixels]
-    assert np.abs(got - run.file["canonical_inverse_depth"]).max() <= depth_tolerance
-    stats = [inverse.min(), inverse.max(), inverse.mean(), inverse.std()]
-    np.testing.assert_allclose(stats, run.file["inverse_stats"], atol=depth_tolerance, rtol=0)
-    np.testing.assert_allclose(out.fov, run.file["fov_deg"], atol=fov_tolerance, rtol=0)
-    return out
-
-
 @pytest.fixture(scope="module")
 def toy(golden_dir, golden_weights):
     return load_run(golden_dir, golden_weights, "toy")
 
 
-@pytest.fixture(scope="module")
-def toy_output(toy):
-    return check_run("toy", toy, TOLERANCE, 1e-5, 1e-3)
-
-
 @pytest.mark.golden
-def test_small_windows_match_the_recorded_run(toy_output):
-    assert toy_output.inverse_depth.dtype == jnp.float32
-
-
-@pytest.mark.golden
-def test_released_geometry_matches_the_recorded_run(golden_dir, golden_weights):
-    run = load_run(golden_dir, golden_weights, "reduced")
-    assert run.config.window == depth_pro.DepthProConfig().window
-    check_run("reduced", run, TOLERANCE, 1e-5, 1e-3)
+def test_small_windows_match_the_recorded_run(toy):
+    out = runs.check_run("toy", toy, runs.compiled(toy.config), TOLERANCE, 1e-5, 1e-3)
+    assert out.inverse_depth.dtype == jnp.float32
 
 
 @pytest.mark.slow
 @pytest.mark.golden
 def test_released_model_matches_the_recorded_run(golden_dir, golden_weights):
     """19 TFLOP and about 10 GB."""
-    check_run("full", load_run(golden_dir, golden_weights, "full"), 1e-4, 5e-4, 1e-2)
+    run = load_run(golden_dir, golden_weights, "full")
+    runs.check_run("full", run, runs.compiled(run.config), 1e-4, 5e-4, 1e-2)
 
 
-def test_windows_in_chunks_are_the_same_as_in_one_batch(toy, toy_output):
-    """8 does not divide 35; the images are another batch size too."""
-    network = depth_pro.DepthPro(toy.config, precision="highest", window_chunk=8)
-    out = jax.jit(lambda p, x: network.apply({"params": p}, x, estimate_fov=False))(
-        toy.params, toy.images[-1:]
-    )
+def test_windows_in_chunks_are_the_same_as_in_one_batch():
+    """8 does not divide 35."""
+    config, params = runs.micro()
+    side = config.image_size
+    images = np.random.default_rng(1).uniform(-1, 1, (2, side, side, 3)).astype(np.float32)
+    whole = depth_pro.DepthPro(config, precision="highest")
+    chunks = depth_pro.DepthPro(config, precision="highest", window_chunk=8)
+    expected, out = jax.jit(
+        lambda p, x: [
+            network.apply({"params": p}, x, estimate_fov=False) for network in (whole, chunks)
+        ]
+    )(params, images)
     assert out.fov is None and out.intermediates is None
-    np.testing.assert_allclose(out.inverse_depth, toy_output.inverse_depth[-1:], atol=1e-6)
+    assert np.std(expected.inverse_depth) > 1e-3
+    np.testing.assert_allclose(out.inverse_depth, expected.inverse_depth, atol=1e-5)
 
 
+def test_outputs_are_float32_whatever_the_network_computes_in():
+    config, params = runs.micro()
+    network = depth_pro.DepthPro(config, jnp.bfloat16)
+    images = jnp.zeros((1, config.image_size, config.image_size, 3))
+    apply = lambda p, x: network.apply({"params": p}, x, return_intermediates=True)  # noqa: E731
+    out = jax.eval_shape(apply, params, images)
+    assert out.inverse_depth.dtype == out.fov.dtype == jnp.float32
+    assert out.intermediates["fusion0"].dtype == jnp.bfloat16
+
+
+@pytest.mark.slow
 @pytest.mark.golden
 def test_bfloat16_stays_near_the_recorded_run(toy):
     network = depth_pro.DepthPro(toy.config, jnp.bfloat16)
@@ -174,16 +119,23 @@ def test_merging_undoes_splitting(per_side, padding):
     np.testing.assert_array_equal(windows_lib.merge(cut, padding), image)
 
 
+@pytest.mark.slow
 def test_initial_parameters_follow_the_rules():
-    config = dataclasses.replace(
-        depth_pro.DEPTH_PRO_PRESETS["tiny_depth_pro"], embed_dim=16, num_heads=2, depth=1,
-        latent_blocks=(0, 0), dims=(8, 8, 8, 8), decoder_dim=8, last_dim=4,
-    )  # fmt: skip
+    config, _ = runs.micro()
     params = depth_pro.init_params(config, jax.random.key(0))
-    assert params["patch_encoder"]["norm"]["scale"].min() == 1
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
-    kernels = [params[name]["patch_embed"]["kernel"] for name in ("patch_encoder", "image_encoder")]
-    assert np.std(kernels[0]) > 0 and not np.allclose(*kernels)
+    assert jax.tree.all(
+        jax.tree.map(lambda x, y: x.shape == y.shape, params, depth_pro.abstract_params(config))
+    )
+    encoders = [params["patch_encoder"], params["image_encoder"], params["fov"]["encoder"]]
+    kernels = [encoder["patch_embed"]["kernel"] for encoder in encoders]
+    assert not np.allclose(kernels[0], kernels[1]) and not np.allclose(kernels[1], kernels[2])
+    for encoder in encoders:
+        np.testing.assert_array_equal(encoder["norm"]["scale"], 1)
+        np.testing.assert_array_equal(encoder["block_00"]["attention"]["qkv"]["bias"], 0)
+        np.testing.assert_allclose(encoder["block_00"]["scale_mlp"], 1e-5)
+        assert 0.01 < np.std(encoder["positions"]) < 0.03
+    kernel = np.asarray(params["decoder"]["conv_1"]["kernel"])
+    assert 0.5 < np.abs(kernel).max() * np.sqrt(np.prod(kernel.shape[:-1])) <= 1
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
-"""Depth Pro as a prior: recorded numbers, focals, batches, memory, refusals."""
+"""Depth Pro as a prior: focals, batches, memory, refusals."""
 
 import dataclasses
-import re
 
 import jax
 import jax.numpy as jnp
@@ -14,24 +13,13 @@ from align3r_jax.errors import UserError
 from align3r_jax.networks import depth_pro as network
 from align3r_jax.priors import depth_pro, mono_depth
 from align3r_jax.weights.store import LoadedNetwork
-from tests.networks import recorded
-from tests.networks.depth_pro_runs import load_run
-
-
-def load(run):
-    return LoadedNetwork(run.config, run.params, "depth_pro", "abc", {}, kind="depth_pro")
-
-
-def picture(fill, name, shape, seed=0):
-    """uint8 images as the recordings use them."""
-    return np.clip(np.round((fill.image(name, (*shape, 3), seed) + 1) * 127.5), 0, 255).astype(
-        np.uint8
-    )
+from tests.networks import depth_pro_runs as runs
 
 
 @pytest.fixture(scope="module")
-def toy(golden_dir, golden_weights):
-    return load(load_run(golden_dir, golden_weights, "toy"))
+def loaded():
+    config, params = runs.micro()
+    return LoadedNetwork(config, params, "depth_pro", "abc", {}, kind="depth_pro")
 
 
 @pytest.fixture(scope="module")
@@ -42,54 +30,16 @@ def frames():
 
 
 @pytest.fixture(scope="module")
-def depth(toy, frames):
-    return depth_pro.DepthProModel(toy, batch=2)(frames)
+def depth(loaded, frames):
+    return depth_pro.DepthProModel(loaded, batch=2)(frames)
 
 
-@pytest.mark.golden
-def test_preprocessing_matches_the_recorded_one(golden_dir, golden_weights):
-    file = np.load(golden_dir / "monodepth_aux.npz")
-    cases = [key for key in file if key.startswith("pre_depthpro/")]
-    side = network.DepthProConfig().image_size
-    assert cases
-    for key in cases:
-        shape = tuple(int(n) for n in re.findall(r"\d+", key.split("/")[1]))
-        image = picture(golden_weights, "rgb", shape, recorded.seed_of(file))
-        got = np.asarray(depth_pro.preprocess(jnp.asarray(image[None]), side))[0]
-        got = got.transpose(2, 0, 1)[:, 7::48, 11::48]
-        np.testing.assert_allclose(got, file[key], atol=2e-6)
-
-
-@pytest.mark.golden
-def test_metric_depth_matches_the_recorded_one(golden_dir, golden_weights):
-    """Two sizes, focal given and estimated; the network is compiled twice for all of them."""
-    file = np.load(golden_dir / "monodepth_depthpro_reduced.npz")
-    loaded = load(load_run(golden_dir, golden_weights, "reduced"))
-    cases = sorted({key.split("/")[0] for key in file if key.startswith("infer_")})
-    assert len(cases) >= 3
-    for case in cases:
-        height, width, focal = re.fullmatch(r"infer_(\d+)x(\d+)_(.+)", case).groups()
-        image = picture(golden_weights, "dp_rgb", (int(height), int(width)), recorded.seed_of(file))
-        given = None if focal == "none" else np.float64(focal)
-        model = depth_pro.DepthProModel(loaded, focal=given, precision="highest")
-        maps = model(image[None])
-        assert maps.metric and not maps.inverse
-        assert maps.depth.shape == (1, *image.shape[:2])
-        inverse = 1 / np.asarray(maps.depth, np.float64)
-        step = -(-image.shape[0] // file[f"{case}/depth"].shape[0])
-        expected = 1 / np.asarray(file[f"{case}/depth"], np.float64)
-        np.testing.assert_allclose(inverse[0, ::step, ::step], expected, atol=1e-5)
-        np.testing.assert_allclose(maps.focal, [file[f"{case}/focallength_px"]], rtol=1e-5)
-        low, high, _ = file[f"{case}/depth_stats"]
-        np.testing.assert_allclose([inverse.max(), inverse.min()], [1 / low, 1 / high], atol=1e-5)
-
-
-def test_depth_and_focal_scale_together(toy, frames, depth):
+def test_depth_and_focal_scale_together(loaded, frames, depth):
     """With the estimated focal given the depth stays; a given one changes it in proportion."""
     assert depth.depth.dtype == np.float32 and depth.focal.shape == (3,)
     inside = (depth.depth > 1.1e-4) & (depth.depth < 5e3)
-    for focal in (depth.focal, 2 * depth.focal[0], jnp.float32(37.0), 37, np.array([37.0])):
-        given = depth_pro.DepthProModel(toy, focal=focal, batch=2)(frames)
+    for focal in (depth.focal, jnp.float32(2 * depth.focal[0]), 37):
+        given = depth_pro.DepthProModel(loaded, focal=focal, batch=2)(frames)
         ratio = np.broadcast_to(np.asarray(focal, np.float64), (3,)) / depth.focal
         np.testing.assert_allclose(given.focal, np.broadcast_to(focal, (3,)), rtol=1e-6)
         np.testing.assert_allclose(
@@ -97,29 +47,29 @@ def test_depth_and_focal_scale_together(toy, frames, depth):
         )
 
 
-def test_batches_and_sharding_change_nothing(toy, frames, depth):
+def test_batches_and_sharding_change_nothing(loaded, frames, depth):
     mesh = jax.make_mesh((1,), ("frames",), axis_types=(jax.sharding.AxisType.Auto,))
     sharding = jax.NamedSharding(mesh, jax.P("frames"))
-    model = depth_pro.DepthProModel(toy, batch=2, sharding=sharding)
+    model = depth_pro.DepthProModel(loaded, batch=2, sharding=sharding)
     assert model.frames_at_once(3) == 2 and model.frames_at_once(1) == 1
     maps = model(frames)
     np.testing.assert_allclose(1 / maps.depth, 1 / depth.depth, atol=1e-6)
     np.testing.assert_allclose(maps.focal, depth.focal, rtol=1e-6)
 
 
-def test_as_a_prior_of_a_clip(toy, frames):
+def test_as_a_prior_of_a_clip(loaded, frames):
     """Through the interface that the reconstruction uses: metres, focal of the working size."""
     size = structs.WorkingSize((24, 40), (24, 40), (0, 0), (24, 40))
     clip = structs.Frames(frames, np.arange(3.0), size, ("a", "b", "c"))
-    model = depth_pro.DepthProModel(toy, focal=50.0, batch=2)
+    model = depth_pro.DepthProModel(loaded, focal=50.0, batch=2)
     prior = mono_depth.estimate_depth(clip, None, "depth_pro", models={"depth_pro": model})
     assert prior.metric and prior.depth.shape == (3, 24, 40)
     np.testing.assert_allclose(prior.focal, 50.0)
 
 
-def test_settings_are_part_of_the_checksum(toy):
+def test_settings_are_part_of_the_checksum(loaded):
     sums = {
-        depth_pro.DepthProModel(toy, **settings).checksum
+        depth_pro.DepthProModel(loaded, **settings).checksum
         for settings in ({}, {"focal": 50}, {"focal": 51}, {"compute_dtype": "bfloat16"})
     }
     assert len(sums) == 4 and all(checksum.startswith("abc") for checksum in sums)
@@ -163,9 +113,9 @@ def test_memory_estimate_against_the_compiler(frames, chunk):
         (np.zeros((2, 1, 400, 3), np.uint8), "1 x 400 pixels .* too small"),
     ],
 )
-def test_unusable_images_are_refused(toy, images, words):
+def test_unusable_images_are_refused(loaded, images, words):
     with pytest.raises(UserError, match=words):
-        depth_pro.DepthProModel(toy)(images)
+        depth_pro.DepthProModel(loaded)(images)
 
 
 @pytest.mark.parametrize(
@@ -178,30 +128,30 @@ def test_unusable_images_are_refused(toy, images, words):
         ({"max_memory": 1000}, "allowed are 0.0 GB"),
     ],
 )
-def test_unusable_settings_are_refused(toy, settings, words):
+def test_unusable_settings_are_refused(loaded, settings, words):
     with pytest.raises(UserError, match=words):
-        depth_pro.DepthProModel(toy, **settings)
+        depth_pro.DepthProModel(loaded, **settings)
 
 
-def test_focals_of_another_clip_are_refused(toy, frames):
+def test_focals_of_another_clip_are_refused(loaded, frames):
     with pytest.raises(UserError, match="2 focals were given for 3 frames"):
-        depth_pro.DepthProModel(toy, focal=[40.0, 50.0])(frames)
+        depth_pro.DepthProModel(loaded, focal=[40.0, 50.0])(frames)
 
 
 @pytest.mark.parametrize(
     ("path", "words"),
     [(("head", "out", "bias"), "not finite for 2 of 2"), (("fov", "head_2", "bias"), "no camera")],
 )
-def test_broken_weights_are_a_sentence(toy, frames, path, words):
-    params = jax.tree.map(np.array, toy.params)
+def test_broken_weights_are_a_sentence(loaded, frames, path, words):
+    params = jax.tree.map(np.array, loaded.params)
     part, layer, leaf = path
     params[part][layer][leaf][:] = np.nan if part == "head" else 400.0
-    model = depth_pro.DepthProModel(dataclasses.replace(toy, params=params), batch=2)
+    model = depth_pro.DepthProModel(dataclasses.replace(loaded, params=params), batch=2)
     with pytest.raises(UserError, match=words):
         model(frames[:2])
 
 
-def test_other_weights_are_refused(toy):
+def test_other_weights_are_refused(loaded):
     other = LoadedNetwork(NETWORK_PRESETS["tiny_align3r"], {}, "align3r", "abc", {})
     with pytest.raises(UserError, match="align3r holds .* pairwise network"):
         depth_pro.DepthProModel(other)
