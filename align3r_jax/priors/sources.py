@@ -85,10 +85,11 @@ def load_depth_network(name: str, source: str | Path) -> LoadedNetwork:
     entry = published.PUBLISHED.get(name)
     wanted = DEPTH_KINDS if entry is None else (entry.kind,)
     loaded = store.load(source, kind=wanted, arguments=entry and entry.arguments)
-    if entry is not None and (found := _name_of(loaded)) != name:
+    found = published.name_of(loaded.kind, loaded.config)
+    if entry is not None and found != name:
         raise UserError(
-            f"{source} holds {found}, but --prior={name} was asked for; use --prior={found}, or "
-            "--prior=auto to take what the file holds."
+            f"{source} holds {found or 'a network of no published size'}, but --prior={name} was "
+            "asked for; --prior=auto takes what the file holds."
         )
     return loaded
 
