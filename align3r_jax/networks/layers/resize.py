@@ -79,14 +79,14 @@ def bicubic_taps(n_in: int, n_out: int, offset: float = 0.0) -> Taps:
 
 
 def apply_taps(features: jax.Array, taps: Taps, axis: int) -> jax.Array:
-    """Resizes one axis; keeps the type of `features`."""
+    """Resizes one axis; sums in float32, keeps the type of `features`."""
     shape = [1] * features.ndim
     shape[axis] = -1
     parts = [
-        jnp.take(features, sample, axis=axis) * weight.reshape(shape).astype(features.dtype)
+        jnp.take(features, sample, axis=axis) * weight.reshape(shape)
         for sample, weight in zip(taps.sample.T, taps.weight.T)
     ]
-    return functools.reduce(jnp.add, parts)
+    return functools.reduce(jnp.add, parts).astype(features.dtype)
 
 
 def bilinear(features: jax.Array, shape: tuple[int, int], *, align_corners: bool) -> jax.Array:
