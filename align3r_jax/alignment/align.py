@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +50,82 @@ class AlignResult:
     fixed_world: bool = struct.field(pytree_node=False, default=False)
 
 
+@struct.dataclass
+class Task:
+    """One alignment ready for a solver, its inputs still as they came (`prepare` lays them out).
+
+    mask: (T, H, W) bool. scene_mask: variables -> the mask that a scene implies; updates: how often
+    the solver asks for it. The rest: see `align`.
+    """
+
+    predictions: PairPredictions
+    graph: PairGraph
+    flow: OpticalFlow | None
+    start: AlignmentVariables
+    mask: Array
+    known: variables_lib.Known | None
+    ignore: Array | None
+    depth_prior: Array | None
+    config: AlignmentConfig = struct.field(pytree_node=False)
+    scene_mask: Callable[[AlignmentVariables], np.ndarray] = struct.field(pytree_node=False)
+    updates: int = struct.field(pytree_node=False)
+
+    def trainable(self) -> AlignmentVariables:
+        """Returns what the solver may move."""
+        return variables_lib.trainable(self.start, self.config, self.known)
+
+
+class Solved(NamedTuple):
+    """A solver's answer to a `Task`. pair_losses: (P,)."""
+
+    outcome: adam.Outcome
+    pair_losses: Array
+
+
+def solve(task: Task, progress: adam.Progress | None = None) -> Solved:
+    """Runs the solver of the config on one task."""
+    problem = objective.prepare(
+        task.predictions,
+        task.graph,
+        task.flow,
+        task.start,
+        task.mask,
+        task.config,
+        known=task.known,
+        ignore=task.ignore,
+        depth_prior=task.depth_prior,
+    )
+    outcome = adam.optimise(
+        task.start,
+        problem,
+        task.config,
+        task.trainable(),
+        refresh=lambda found, old: objective.with_dynamic_mask(old, task.scene_mask(found)),
+        refresh_count=task.updates,
+        progress=progress,
+    )
+    return Solved(outcome, pair_losses(outcome.variables, problem, task.config))
+
+
 def align(
+    predictions: PairPredictions,
+    graph: PairGraph,
+    flow: OpticalFlow | None,
+    config: AlignmentConfig,
+    *,
+    progress: adam.Progress | None = None,
+    **inputs: Any,
+) -> AlignResult:
+    """Aligns all pairs of a graph into one scene: `prepare`, `solve`, `finish`.
+
+    inputs: as of `prepare`. progress: called as (iteration, total, loss) every few iterations.
+    Raises UserError if the inputs do not fit together.
+    """
+    task = prepare(predictions, graph, flow, config, **inputs)
+    return finish(task, solve(task, progress))
+
+
+def prepare(
     predictions: PairPredictions,
     graph: PairGraph,
     flow: OpticalFlow | None,
@@ -57,13 +134,11 @@ def align(
     key_frame_prior: initialise_lib.KeyFramePrior | None = None,
     known: variables_lib.Known | None = None,
     dynamic_mask: Array | None = None,
-    masked_frames: Array | None = None,
     ignore: Array | None = None,
     depth_prior: Array | None = None,
     start: AlignmentVariables | None = None,
-    progress: adam.Progress | None = None,
-) -> AlignResult:
-    """Aligns all pairs of a graph into one scene.
+) -> Task:
+    """Finds first masks and a start for the pairs of a graph.
 
     Args:
         predictions: in the order of `graph.pairs`.
@@ -71,15 +146,12 @@ def align(
             None: no flow term, and no motion masks.
         key_frame_prior: pose and focal of frame 0, where the scene is to start (clips).
         known: cameras or depth given from outside; they are set and stay.
-        dynamic_mask: (T, H, W) of the user: bool, grey in [0, 1] or uint8. None: found from the
-            flow, first by the two-view scenes of the pairs, then `config.motion_mask_updates`
-            times and at the end from the scene itself.
-        masked_frames: (T,) bool, the frames of which `dynamic_mask` speaks; the masks of the others
-            are found. None: all.
-        ignore: (T, H, W) bool, pixels that have no weight in any term.
+        dynamic_mask: (T, H, W) of the user: bool, grey in [0, 1] (NaN: not known) or uint8. None
+            or NaN: found from the flow, first by the two-view scenes of the pairs, then
+            `config.motion_mask_updates` times and at the end from the scene itself.
+        ignore: (T, H, W) bool, pixels that have no weight in any term; their confidence is 1.
         depth_prior: (T, H, W), NaN where unknown; counts with `config.depth_prior_weight`.
         start: where to begin; None: the spanning tree of the pairs, or all known cameras.
-        progress: called as (iteration, total, loss) every few iterations.
 
     Two frames in both directions with nothing known are their two-view scene, without iterations
     (unless `config.optimise_two_frames`).
@@ -96,19 +168,16 @@ def align(
         )
     config = variables_lib.settings_with_known(config, known)
     shape = (graph.num_frames, height, width)
-    confidence = initialise_lib.frame_confidence(predictions, graph)
     if ignore is not None:
         ignore = motion_mask.from_user(ignore, *shape)
         predictions = _without_ignored(predictions, graph.pairs, ignore)
         flow = _flow_without_ignored(flow, ignore)
     user_mask = motion_mask.from_user(dynamic_mask, *shape)
-    given = np.full(graph.num_frames, dynamic_mask is not None)
-    if dynamic_mask is not None and masked_frames is not None:
-        given = np.asarray(masked_frames, bool)
+    given = np.full(shape, False) if dynamic_mask is None else ~np.isnan(np.float32(dynamic_mask))
     mask_flow = None if given.all() else flow  # what masks are found from, if at all
 
-    def with_user_mask(found: np.ndarray) -> np.ndarray:
-        return np.where(given[:, None, None], user_mask, found)
+    def with_user_mask(found: Array) -> np.ndarray:
+        return np.where(given, user_mask, found)
 
     mask = user_mask
     if mask_flow is not None:
@@ -123,17 +192,6 @@ def align(
         start = initialise_lib.initialise(
             predictions, graph, config, key_frame_prior=key_frame_prior, known=known
         )
-    problem = objective.prepare(
-        predictions,
-        graph,
-        flow,
-        start,
-        mask,
-        config,
-        known=known,
-        ignore=ignore,
-        depth_prior=depth_prior,
-    )
 
     def scene_mask(variables: AlignmentVariables) -> np.ndarray:
         if mask_flow is None:
@@ -146,29 +204,38 @@ def align(
         )
 
     updates = config.motion_mask_updates if mask_flow is not None and config.iterations else 0
-    outcome = adam.optimise(
-        start,
-        problem,
-        config,
-        variables_lib.trainable(start, config, known),
-        refresh=lambda variables, old: objective.with_dynamic_mask(old, scene_mask(variables)),
-        refresh_count=updates,
-        progress=progress,
+    return Task(
+        predictions=predictions,
+        graph=graph,
+        flow=flow,
+        start=start,
+        mask=mask,
+        known=known,
+        ignore=ignore,
+        depth_prior=depth_prior,
+        config=config,
+        scene_mask=scene_mask,
+        updates=updates,
     )
+
+
+def finish(task: Task, solved: Solved) -> AlignResult:
+    """Returns the aligned scene of a solved task."""
+    outcome, known = solved.outcome, task.known
     if outcome.failed:
         logging.warning(
             "The alignment loss became NaN or infinite after %d of %d iterations; the result is "
             "that of the last finite loss.",
             len(outcome.trace["total"]),
-            config.iterations,
+            task.config.iterations,
         )
     return AlignResult(
         variables=outcome.variables,
-        dynamic_mask=scene_mask(outcome.variables) if updates else mask,
+        dynamic_mask=task.scene_mask(outcome.variables) if task.updates else task.mask,
         trace=outcome.trace,
-        pair_losses=pair_losses(outcome.variables, problem, config),
-        confidence=confidence,
-        pairs=graph.pairs,
+        pair_losses=solved.pair_losses,
+        confidence=initialise_lib.frame_confidence(task.predictions, task.graph),
+        pairs=task.graph.pairs,
         failed=outcome.failed,
         fixed_world=known is not None and known.world_from_cam is not None,
     )
@@ -229,8 +296,14 @@ def pair_losses(
     variables: AlignmentVariables, problem: objective.Problem, config: AlignmentConfig
 ) -> Array:
     """Returns (P,), the mean weighted residual of every pair over both of its sides."""
-    geometry = variables_lib.decode(variables, config, problem.image_size)
+    variables = variables_lib.without_invalid(variables, problem.frame_valid, problem.pair_valid)
+    geometry = variables_lib.decode(variables, config, problem.image_size, problem.pair_valid)
     _, sides = pointmap.alignment(
-        geometry, problem.pixels, problem.pointmaps, config.distance, config.residual_over_scale
+        geometry,
+        problem.pixels,
+        problem.pointmaps,
+        config.distance,
+        config.residual_over_scale,
+        problem.pair_valid,
     )
     return jnp.mean(sides, axis=0)

@@ -145,7 +145,7 @@ def _only_free(free: bool | Array, gradient: Array) -> Array:
     return jnp.where(free.reshape(free.shape + (1,) * (gradient.ndim - 1)), gradient, 0)
 
 
-class _Static:
+class Static:
     """A hashable wrapper of the tree of `trainable`, which makes it a static argument of jit."""
 
     def __init__(self, tree: AlignmentVariables):
@@ -157,7 +157,7 @@ class _Static:
         return hash(self._key)
 
     def __eq__(self, other):
-        return isinstance(other, _Static) and self._key == other._key
+        return isinstance(other, Static) and self._key == other._key
 
 
 @functools.partial(jax.jit, static_argnames=("config", "trainable", "num_steps"), donate_argnums=0)
@@ -169,7 +169,12 @@ def _compiled_scan(state, problem, first_step, *, config, trainable, num_steps):
 
 def chunk_length(iterations: int) -> int:
     """Returns the chunk near `CHUNK` that wastes the fewest iterations in the last chunk."""
-    return -(-iterations // max(1, round(iterations / CHUNK)))
+    return -(-iterations // max(1, round(iterations / CHUNK))) if iterations else 1
+
+
+def due_refreshes(iterations: int, count: int) -> list[int]:
+    """Returns the iterations at (or after) which the problem is refreshed, evenly spread."""
+    return [round(iterations * (k + 1) / (count + 1)) for k in range(count)]
 
 
 def optimise(
@@ -191,8 +196,8 @@ def optimise(
     last good variables and sets `failed`; it ends early where a whole chunk was rejected.
     """
     total = config.iterations
-    length = chunk_length(total) if total else 1
-    due = [round(total * (k + 1) / (refresh_count + 1)) for k in range(refresh_count)]
+    length = chunk_length(total)
+    due = due_refreshes(total, refresh_count)
     state, traces = initial_state(variables), []
     for first in range(0, total, length):
         while refresh is not None and due and first >= due[0]:
@@ -203,7 +208,7 @@ def optimise(
             problem,
             jnp.asarray(first),
             config=config,
-            trainable=_Static(trainable),
+            trainable=Static(trainable),
             num_steps=length,
         )
         traces.append(jax.device_get(trace))
@@ -214,12 +219,17 @@ def optimise(
         if traces[-1]["rejected"][: done - first].all():
             break
     trace = {name: np.concatenate([t[name] for t in traces])[:total] for name in _names(traces)}
+    return outcome_of(state, trace)
+
+
+def outcome_of(state: State, trace: dict[str, np.ndarray]) -> Outcome:
+    """Returns what a finished loop leaves behind; its trace as `scan` gave it."""
     failed = bool(state.failed)
     if failed:
         count = int(np.max(np.flatnonzero(~trace["rejected"]), initial=-1)) + 1
         trace = {name: values[:count] for name, values in trace.items()}
     if trace and trace["rejected"].any():
-        trace = jax.device_get(without_rejected(trace))
+        trace = jax.device_get(without_rejected({k: jnp.asarray(v) for k, v in trace.items()}))
     return Outcome(state.last_good if failed else state.variables, trace, failed)
 
 
