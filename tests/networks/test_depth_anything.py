@@ -199,7 +199,7 @@ def test_parameter_counts():
 
 def test_initial_parameters_give_finite_depth_that_depends_on_the_image():
     config = depth_anything.DepthAnythingConfig(
-        embed_dim=16, depth=2, num_heads=2, grid=3, hooks=(0, 0, 1, 1), layer_dims=(4, 4, 8, 8),
+        embed_dim=16, depth=1, num_heads=2, grid=3, hooks=(0, 0, 0, 0), layer_dims=(4, 4, 8, 8),
         feature_dim=8, last_dim=4, max_depth=20.0,
     )  # fmt: skip
     params = depth_anything.init_params(config, jax.random.key(0))
