@@ -171,6 +171,12 @@ def test_frames_that_need_padding(networks, golden_dir, golden_weights, model):
         file = dict(np.load(path))
         config, params = networks(model, flow_recorded.seed_of(file))
         images = flow_recorded.inputs(golden_weights, file)
-        output = run(config, params, images, int(file["iters"]), lookup="on_the_fly")["output"]
+        iterations = int(file["iters"])
+        output = run(config, params, images, iterations, lookup="on_the_fly")["output"]
         expect(output.flow_low, file, "flow_low", np.s_[:], LOW)
         expect(output.flow, file, "flow_up", np.s_[:], FULL)
+        # Measured with bfloat16 convolutions: 0.06 to 0.11 px in the mean of flows of 15 px.
+        short = run(config, params, images, iterations, dtype=jnp.bfloat16)["output"]
+        error = np.linalg.norm(short.flow - output.flow, axis=-1)
+        length = np.linalg.norm(output.flow, axis=-1).mean()
+        assert error.mean() < 0.02 * length and error.max() < 0.1 * length

@@ -88,7 +88,11 @@ class InstanceNorm(nn.Module):
 
 
 def conv(
-    features: int, size: int | tuple[int, int], dtype: Dtype, name: str | None = None, strides=1
+    features: int,
+    size: int | tuple[int, int],
+    dtype: Dtype,
+    name: str | None = None,
+    strides: int = 1,
 ) -> nn.Conv:
     """A convolution with bias, zero padding size // 2 on all sides."""
     kernel = (size, size) if isinstance(size, int) else size
