@@ -58,13 +58,14 @@ def load_run(golden_dir, fill, name) -> Run:
     side = config.image_size
     images = fill.image("dp_input", (len(file[f"{name}/fov_deg"]), side, side, 3), seed)
     arrays = {key.removeprefix(f"{name}/"): file[key] for key in file if key.startswith(name)}
-    return Run(arrays, config, table.import_state(state, config), images)
+    params = jax.tree.map(jax.numpy.asarray, table.import_state(state, config))
+    return Run(arrays, config, params, images)
 
 
 def thin(name, out):
     """The arrays of an output, ordered and thinned out as the recording has them."""
     how = RECORDINGS[name]
-    named = {key: np.asarray(value, np.float32) for key, value in out.intermediates.items()}
+    named = dict(out.intermediates)
     cut = named.pop("windows")
     fine, middle = windows_lib.FINE**2, windows_lib.MIDDLE**2
     quarter = cut.shape[2] // 4
@@ -88,21 +89,24 @@ def thin(name, out):
                 value = value[:, :: how.channels, ::step, ::step]
             arrays[key] = value
     arrays["logits"] = named["logits"][:, :: how.pixels, :: how.pixels]
-    arrays["canonical_inverse_depth"] = np.asarray(out.inverse_depth)[
-        :, :: how.pixels, :: how.pixels
-    ]
+    arrays["canonical_inverse_depth"] = out.inverse_depth[:, :: how.pixels, :: how.pixels]
     return arrays
 
 
 def _window_major(array):
     """(B, K, ...) -> (K B, ...), the order of the recordings."""
-    return np.swapaxes(array, 0, 1).reshape(-1, *array.shape[2:])
+    return array.swapaxes(0, 1).reshape(-1, *array.shape[2:])
 
 
-def compiled(config):
-    """(params, images) -> DepthProOutput with all intermediates, exact products."""
+def compiled(name, config):
+    """(params, images) -> DepthProOutput, with exact products and thinned intermediates."""
     network = depth_pro.DepthPro(config, precision="highest")
-    return jax.jit(lambda p, x: network.apply({"params": p}, x, return_intermediates=True))
+
+    def run(params, images):
+        out = network.apply({"params": params}, images, return_intermediates=True)
+        return out._replace(intermediates=thin(name, out))
+
+    return jax.jit(run)
 
 
 def check_run(name, run, forward, tolerance, depth_tolerance, fov_tolerance):
@@ -112,7 +116,7 @@ def check_run(name, run, forward, tolerance, depth_tolerance, fov_tolerance):
     sample = run.images.transpose(0, 3, 1, 2)[:, :, ::step, ::step]
     recorded.assert_close(sample, run.file["input_sample"], 1e-6, "input")
     compared = set()
-    for key, array in thin(name, out).items():
+    for key, array in out.intermediates.items():
         if key in run.file:
             recorded.assert_close(array, run.file[key], tolerance, key)
             compared.add(key)

@@ -27,7 +27,7 @@ def toy(golden_dir, golden_weights):
 
 @pytest.mark.golden
 def test_small_windows_match_the_recorded_run(toy):
-    out = runs.check_run("toy", toy, runs.compiled(toy.config), TOLERANCE, 1e-5, 1e-3)
+    out = runs.check_run("toy", toy, runs.compiled("toy", toy.config), TOLERANCE, 1e-5, 1e-3)
     assert out.inverse_depth.dtype == jnp.float32
 
 
@@ -36,7 +36,7 @@ def test_small_windows_match_the_recorded_run(toy):
 def test_released_model_matches_the_recorded_run(golden_dir, golden_weights):
     """19 TFLOP and about 10 GB."""
     run = load_run(golden_dir, golden_weights, "full")
-    runs.check_run("full", run, runs.compiled(run.config), 1e-4, 5e-4, 1e-2)
+    runs.check_run("full", run, runs.compiled("full", run.config), 1e-4, 5e-4, 1e-2)
 
 
 def test_windows_in_chunks_are_the_same_as_in_one_batch():

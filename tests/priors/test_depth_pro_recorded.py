@@ -24,7 +24,7 @@ finish = jax.jit(depth_pro.metric_depth, static_argnums=2)
 def reduced(golden_dir, golden_weights):
     """The recorded run, and the compiled network."""
     run = runs.load_run(golden_dir, golden_weights, "reduced")
-    return run, runs.compiled(run.config)
+    return run, runs.compiled("reduced", run.config)
 
 
 def picture(fill, name, shape, seed):
