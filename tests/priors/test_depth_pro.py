@@ -1,6 +1,11 @@
 """Depth Pro as a prior: focals, batches, memory, refusals."""
 
 import dataclasses
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +19,8 @@ from align3r_jax.networks import depth_pro as network
 from align3r_jax.priors import depth_pro, mono_depth
 from align3r_jax.weights.store import LoadedNetwork
 from tests.networks import depth_pro_runs as runs
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +62,50 @@ def test_batches_and_sharding_change_nothing(loaded, frames, depth):
     maps = model(frames)
     np.testing.assert_allclose(1 / maps.depth, 1 / depth.depth, atol=1e-6)
     np.testing.assert_allclose(maps.focal, depth.focal, rtol=1e-6)
+
+
+SHARDED = """
+    import jax, numpy as np
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", 4)
+    from align3r_jax.networks import depth_pro as network
+    from align3r_jax.priors import depth_pro
+    from align3r_jax.weights.store import LoadedNetwork
+    from tests.networks import depth_pro_runs as runs
+
+    config, params = runs.micro()
+    loaded = LoadedNetwork(config, params, "depth_pro", "abc", {}, kind="depth_pro")
+    frames = np.random.default_rng(0).integers(0, 256, (3, 24, 40, 3), np.uint8)
+    mesh = jax.make_mesh((4,), ("frames",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = jax.NamedSharding(mesh, jax.P("frames"))
+    alone = depth_pro.DepthProModel(loaded, batch=3)(frames)
+    model = depth_pro.DepthProModel(loaded, sharding=sharding)
+    assert model.frames_at_once(3) == 4
+    spread = model(frames)
+    np.testing.assert_allclose(1 / spread.depth, 1 / alone.depth, atol=1e-5)
+    np.testing.assert_allclose(spread.focal, alone.focal, rtol=1e-5)
+
+    side = config.image_size
+    images = jax.ShapeDtypeStruct((4, side, side, 3), np.float32, sharding=sharding)
+    everywhere = jax.NamedSharding(mesh, jax.P())
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), params
+    )
+    for chunk in (None, 8):
+        module = network.DepthPro(config, window_chunk=chunk)
+        run = jax.jit(lambda p, x: module.apply({"params": p}, x)[:2])
+        text = run.lower(abstract, images).compile().as_text()
+        for word in ("all-gather", "all-to-all", "all-reduce", "collective-permute"):
+            assert word not in text, (chunk, word)
+"""
+
+
+@pytest.mark.slow
+def test_four_devices_share_the_frames_without_talking():
+    subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(SHARDED)],
+        check=True, timeout=300, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
 
 
 def test_as_a_prior_of_a_clip(loaded, frames):
