@@ -58,6 +58,7 @@ lint: $(DEV_STAMP)
 
 benchmark: $(STAMP)
 	$(BIN)/python -m experiments.benchmark
+	$(BIN)/python -m experiments.benchmark_networks
 
 benchmark-accuracy: $(STAMP)
 	$(BIN)/python -m experiments.benchmark_accuracy

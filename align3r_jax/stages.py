@@ -70,11 +70,11 @@ class Run:
                 self._say(f"{name}: taken from the interrupted run")
                 return kept[0]
         self._say(f"{name} ...")
-        _reset_peak_memory()
+        reset_peak_memory()
         started = time.perf_counter()
         result = jax.block_until_ready(compute())
         record = {"stage": name, "seconds": round(time.perf_counter() - started, 3)}
-        record["peak_memory_mb"] = round(_peak_memory_bytes() / 2**20)
+        record["peak_memory_mb"] = round(peak_memory_bytes() / 2**20)
         device = jax.local_devices()[0].memory_stats()
         if device and "peak_bytes_in_use" in device:
             record["peak_device_memory_mb"] = round(device["peak_bytes_in_use"] / 2**20)
@@ -162,7 +162,7 @@ def _size(tree: Any) -> int:
     return sum(getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(tree))
 
 
-def _reset_peak_memory() -> None:
+def reset_peak_memory() -> None:
     """Makes the kernel forget the highest resident size so far (Linux; elsewhere nothing)."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
@@ -170,7 +170,7 @@ def _reset_peak_memory() -> None:
         return
 
 
-def _peak_memory_bytes() -> int:
+def peak_memory_bytes() -> int:
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:

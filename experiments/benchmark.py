@@ -52,10 +52,17 @@ class Row:
 
 def measure(function: Callable[..., Any], *arguments: Any, repeats: int = 3) -> dict[str, float]:
     """Returns median seconds, compile seconds, FLOPs, bytes and peak memory of a jitted call."""
+    return measure_with_result(function, *arguments, repeats=repeats)[0]
+
+
+def measure_with_result(
+    function: Callable[..., Any], *arguments: Any, repeats: int = 3
+) -> tuple[dict[str, float], Any]:
+    """Returns what `measure` does, and the result of the call."""
     started = time.perf_counter()
     compiled = jax.jit(function).lower(*arguments).compile()
     compile_seconds = time.perf_counter() - started
-    jax.block_until_ready(compiled(*arguments))
+    result = jax.block_until_ready(compiled(*arguments))
     seconds = []
     for _ in range(repeats):
         started = time.perf_counter()
@@ -65,13 +72,14 @@ def measure(function: Callable[..., Any], *arguments: Any, repeats: int = 3) -> 
     peak = sum(
         getattr(memory, f"{kind}_size_in_bytes", 0) for kind in ("temp", "argument", "output")
     )
-    return {
+    measured = {
         "seconds": float(np.median(seconds)),
         "compile_seconds": compile_seconds,
         "flops": float(cost.get("flops", 0.0)),
         "bytes": float(cost.get("bytes accessed", 0.0)),
         "peak_mb": peak / 2**20,
     }
+    return measured, result
 
 
 def ceilings(quick: bool) -> tuple[float, float]:
