@@ -27,6 +27,7 @@ from align3r_jax.errors import UserError
 from align3r_jax.networks import depth_anything
 from align3r_jax.networks.depth_anything import DepthAnythingConfig
 from align3r_jax.networks.layers import resize
+from align3r_jax.priors import frame_batches
 from align3r_jax.priors.mono_depth import DepthMaps
 from align3r_jax.structs import Array
 from align3r_jax.weights import kinds
@@ -170,7 +171,7 @@ class DepthAnythingModel:
         self._at_image_size = output_size == "image"
         self._batch, self._max_memory = batch, max_memory
         self._sharding = sharding
-        self._params = _placed(loaded.params, sharding)
+        self._params = frame_batches.placed(loaded.params, sharding)
         self._forward = _forward(loaded.config, compute_dtype, precision, route)
         # What results depend on: they are cached under it.
         self.checksum = " ".join([loaded.checksum, route, output_size, compute_dtype])
@@ -181,23 +182,17 @@ class DepthAnythingModel:
         Raises UserError if they are of another form, too small or too thin, or if the network
         gives numbers that are not finite.
         """
-        images = _checked(images)
+        images = frame_batches.checked(images)
         shape = images.shape[1:3]
         size = network_size(shape, self._route)
         _warn_if_coarse(shape, size, self._route)
         target = shape if self._at_image_size and size != shape else None
         depth = [
             jax.device_get(maps)[:count]
-            for maps, count in _one_ahead(self._run(images, size, target))
+            for maps, count in frame_batches.one_ahead(self._run(images, size, target))
         ]
         maps = np.concatenate(depth)
-        broken = ~np.isfinite(maps).all(axis=(1, 2))
-        if broken.any():
-            raise UserError(
-                f"{self.name} gave depth that is not finite for {int(broken.sum())} of "
-                f"{len(maps)} frames, the first of them number {int(np.argmax(broken))}: the "
-                "weights are damaged, or their numbers too large for the compute type; try float32."
-            )
+        frame_batches.refuse_non_finite(maps, self.name)
         metric = self.config.max_depth is not None
         return DepthMaps(maps, None, inverse=not metric, metric=metric)
 
@@ -234,37 +229,6 @@ def _forward(
         return output.depth if target is None else postprocess(output.depth, target, route)
 
     return jax.jit(forward, static_argnums=2)
-
-
-def _placed(params: Any, sharding: jax.sharding.Sharding | None) -> Any:
-    """The parameters on the default device, or whole on every device of the sharding."""
-    if sharding is None:
-        return jax.tree.map(jnp.asarray, params)
-    if not isinstance(sharding, jax.sharding.NamedSharding):
-        raise UserError(f"sharding={sharding}: expected a NamedSharding of the batch axis.")
-    everywhere = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
-    return jax.device_put(params, everywhere)
-
-
-def _one_ahead(running: Iterator[Any]) -> Iterator[Any]:
-    """The same items, each given out when the next has been started."""
-    pending = next(running)
-    for following in running:
-        yield pending
-        pending = following
-    yield pending
-
-
-def _checked(images: Array) -> np.ndarray:
-    images = np.asarray(images)
-    if images.dtype != np.uint8 and not np.isfinite(images).all():
-        raise UserError("The images hold NaN or infinite values; expected uint8 RGB.")
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not len(images):
-        raise UserError(
-            f"Got images of shape {images.shape} and type {images.dtype}; expected (T, H, W, 3) "
-            "uint8 RGB, at least one."
-        )
-    return images
 
 
 def _warn_if_coarse(shape: tuple[int, int], size: tuple[int, int], route: Route) -> None:
