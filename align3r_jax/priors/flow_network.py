@@ -7,24 +7,22 @@ the last padded, so that a video costs two compilations.
 from __future__ import annotations
 
 import collections
-import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
 from align3r_jax.config import FlowConfig
 from align3r_jax.errors import UserError
-from align3r_jax.networks.raft import build, correlation
-from align3r_jax.networks.raft.config import DOWNSCALE, AnyFlowConfig, RaftConfig, SeaRaftConfig
+from align3r_jax.networks.raft.config import DOWNSCALE, RaftConfig, SeaRaftConfig
 from align3r_jax.networks.raft.correlation import Lookup
 from align3r_jax.networks.raft.features import FrameFeatures
-from align3r_jax.priors import cache, optical_flow
+from align3r_jax.priors import cache, flow_batches, optical_flow
 from align3r_jax.structs import Frames, OpticalFlow
 from align3r_jax.weights import kinds
 from align3r_jax.weights.store import LoadedNetwork
@@ -34,18 +32,6 @@ Pair = tuple[int, int]
 MAX_MEMORY = 4 * 2**30
 """Bytes for one batch (half of it), features of frames and computed fields (a quarter each)."""
 _CACHE_FORMAT = "flow_network 1"
-_PIXEL_BYTES = (
-    800  # activations of a pair per pixel beside the volume; the compiler reports 180-600
-)
-_DEFAULT_BATCH = {"cpu": 1}  # convolutions of one pair fill a CPU; elsewhere:
-_ACCELERATOR_BATCH = 12
-
-
-class BatchPlan(NamedTuple):
-    """How pairs run: `batch` of all devices together, bytes of correlation on each device."""
-
-    batch: int
-    correlation_budget: int
 
 
 class NetworkFlow:
@@ -95,14 +81,12 @@ class NetworkFlow:
         self._sharding = sharding
         self._settings = (loaded.checksum, config.iterations, compute_dtype, precision or "")
         self._dtype, self._precision = jnp.dtype(compute_dtype), precision
-        everywhere = None if sharding is None else NamedSharding(sharding.mesh, PartitionSpec())
-        self._everywhere = everywhere
         self._params = jax.tree.map(
-            lambda x: jax.device_put(jnp.asarray(x), everywhere), loaded.params
+            lambda x: jax.device_put(jnp.asarray(x), flow_batches.everywhere(sharding)),
+            loaded.params,
         )
         self._features = _Kept(max_memory // 4)
         self._fields = _Kept(max_memory // 4)
-        self._functions: dict[BatchPlan, tuple[Callable[..., Any], Callable[..., Any]]] = {}
 
     def sharpest(self) -> NetworkFlow:
         """Returns itself: there is one quality."""
@@ -152,13 +136,13 @@ class NetworkFlow:
             return
         backend, devices = self._devices()
         height, width = images.shape[1:3]
-        plan = plan_batch(
+        plan = flow_batches.plan_batch(
             self._network, backend, height, width, self._max_memory // 2, self._batch, devices
         )
         encode, match = self._compiled(plan, backend)
-        # Blocks of frames whose features fit together.
-        size = max(feature_bytes(self._network, height, width), 1)
-        block = max(self._max_memory // 4 // size // 2, 1)
+        # Blocks of frames: two of them and a batch encoded ahead fit into what is kept.
+        kept = self._max_memory // 4 // flow_batches.feature_bytes(self._network, height, width)
+        block = max((kept - plan.batch) // 2, 1)
         pairs = sorted(pairs, key=lambda p: (p[0] // block, p[1] // block, p))
         pending: tuple[Sequence[Pair], Any] | None = None
         for start in range(0, len(pairs), plan.batch):
@@ -190,7 +174,7 @@ class NetworkFlow:
         ahead: Sequence[Pair],
         images: np.ndarray,
         digests: dict[int, str],
-        plan: BatchPlan,
+        plan: flow_batches.BatchPlan,
         encode: Callable[..., Any],
     ) -> dict[int, FrameFeatures]:
         """Features of the frames of `chunk`; batches are filled with frames needed later."""
@@ -222,55 +206,17 @@ class NetworkFlow:
         return platform, math.prod(mesh.shape[name] for name in names)
 
     def _compiled(
-        self, plan: BatchPlan, backend: str
+        self, plan: flow_batches.BatchPlan, backend: str
     ) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """The two jitted functions, which keep frames apart: (features), (source, target)."""
-        if plan not in self._functions:
-            network = build.make(
-                self._network,
-                dtype=self._dtype,
-                precision=self._precision,
-                lookup=self._lookup,
-                correlation_budget=plan.correlation_budget,
-                backend=backend,
-            )
-
-            def encode(params: Any, images: jax.Array) -> list[FrameFeatures]:
-                run = self._split(
-                    lambda p, x: network.apply({"params": p}, x, method="encode_frames"), 1
-                )
-                features = run(params, images)
-                return [features.take(k) for k in range(plan.batch)]
-
-            def match(
-                params: Any, sources: list[FrameFeatures], targets: list[FrameFeatures]
-            ) -> jax.Array:
-                def run(p: Any, source: FrameFeatures, target: FrameFeatures) -> jax.Array:
-                    output: Any = network.apply(
-                        {"params": p}, source, target, self._config.iterations, method="flow_pairs"
-                    )
-                    return output.flow
-
-                stacked = (jax.tree.map(lambda *x: jnp.stack(x), *s) for s in (sources, targets))
-                return self._split(run, 2)(params, *stacked)
-
-            self._functions[plan] = (
-                jax.jit(encode, out_shardings=self._everywhere),
-                jax.jit(match),
-            )
-        return self._functions[plan]
-
-    def _split(self, function: Callable[..., Any], arrays: int) -> Callable[..., Any]:
-        """The function on every device's part of the batch."""
-        if self._sharding is None:
-            return function
-        part = self._sharding.spec
-        return jax.shard_map(
-            function,
-            mesh=self._sharding.mesh,
-            in_specs=(PartitionSpec(), *[part] * arrays),
-            out_specs=part,
-            check_vma=False,
+        return flow_batches.compiled(
+            self._network,
+            self._config.iterations,
+            self._dtype,
+            self._precision,
+            self._lookup,
+            plan,
+            backend,
+            self._sharding,
         )
 
 
@@ -299,38 +245,3 @@ class _Kept:
 
 def _nbytes(tree: Any) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
-
-
-@functools.lru_cache(maxsize=16)
-def feature_bytes(config: AnyFlowConfig, height: int, width: int) -> int:
-    """Returns the memory of what is kept of one frame."""
-    network = build.make(config)
-    encode = functools.partial(network.apply, method="encode_frames")
-    image = jax.ShapeDtypeStruct((1, height, width, 3), jnp.uint8)
-    features = jax.eval_shape(encode, {"params": build.abstract_params(config)}, image)
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(features))
-
-
-def plan_batch(
-    config: AnyFlowConfig,
-    backend: str,
-    height: int,
-    width: int,
-    budget: int,
-    batch: int | None = None,
-    devices: int = 1,
-) -> BatchPlan:
-    """Returns how many pairs to run together in `budget` bytes on each device.
-
-    A pair needs its correlation volume and about 800 bytes per pixel. batch: per device, if it is
-    prescribed; else 12 (CPU: 1), fewer if they do not fit, at least 1. What activations leave of
-    the budget is the correlation's; where a volume does not fit, `correlation.plan_lookup` does
-    without.
-    """
-    rows, columns = (math.ceil(side / DOWNSCALE) for side in (height, width))
-    activations = _PIXEL_BYTES * rows * columns * DOWNSCALE**2
-    volume = correlation.volume_bytes(1, rows, columns, config.corr_levels)
-    if batch is None:
-        default = _DEFAULT_BATCH.get(backend, _ACCELERATOR_BATCH)
-        batch = min(max(budget // (activations + volume), 1), default)
-    return BatchPlan(batch * devices, max(budget - batch * activations, budget // 8))

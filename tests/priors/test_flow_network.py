@@ -15,7 +15,7 @@ from align3r_jax.config import FlowConfig, NetworkConfig
 from align3r_jax.errors import UserError
 from align3r_jax.networks.raft import build, correlation
 from align3r_jax.networks.raft.config import FLOW_PRESETS
-from align3r_jax.priors import flow_network, optical_flow
+from align3r_jax.priors import flow_batches, optical_flow
 from align3r_jax.priors.flow_network import NetworkFlow
 from align3r_jax.weights.store import LoadedNetwork
 from tests.networks import tiny_flow
@@ -101,8 +101,9 @@ def source_field(found, i, j, expected):
 def test_fields_are_read_from_disk(source, tmp_path, monkeypatch):
     first = source.directed(FRAMES, PAIRS)
     cached = NetworkFlow(CONFIG, loaded(), batch=4, cache_dir=tmp_path)
-    cached._functions = source._functions
+    size = flow_batches.compiled.cache_info().misses
     cached.directed(FRAMES, PAIRS)
+    assert flow_batches.compiled.cache_info().misses == size  # a new source compiles nothing
     assert len(list(tmp_path.iterdir())) == 6  # one per ordered pair
     later = NetworkFlow(CONFIG, loaded(), batch=2, cache_dir=tmp_path)
     counts = counting(later, monkeypatch)
@@ -125,7 +126,7 @@ def stop(*arguments):
 
 def test_little_memory_costs_time_only(source, monkeypatch):
     """No room for features, fields or volumes, on a mesh of one device: the same flow."""
-    size = flow_network.feature_bytes(tiny_flow.CONFIGS["sea_raft"], *FRAMES.images.shape[1:3])
+    size = flow_batches.feature_bytes(tiny_flow.CONFIGS["sea_raft"], *FRAMES.images.shape[1:3])
     assert size == 4 * (3 * 5 * 16 + 24 * 40 * 3)
     mesh = jax.make_mesh((1,), ("pairs",), axis_types=(AxisType.Auto,))
     sharding = NamedSharding(mesh, PartitionSpec("pairs"))
@@ -134,6 +135,7 @@ def test_little_memory_costs_time_only(source, monkeypatch):
     ample = source.directed(FRAMES, PAIRS)
     np.testing.assert_allclose(tight.directed(FRAMES, PAIRS).flow, ample.flow, atol=2e-3)
     assert counts["frames"] > 1 and counts["pairs"] == 2
+    assert not tight._features._values and not tight._fields._values  # 250 bytes hold neither
     tight.directed(FRAMES, PAIRS)
     assert counts["pairs"] == 4
 
@@ -144,7 +146,7 @@ def test_batches_follow_device_and_memory():
     pair = volume + 800 * 288 * 512
 
     def plan(backend, budget, **settings):
-        return flow_network.plan_batch(config, backend, 288, 512, budget, **settings)
+        return flow_batches.plan_batch(config, backend, 288, 512, budget, **settings)
 
     assert plan("cpu", 1 << 32).batch == 1
     assert plan("gpu", 1 << 32).batch == plan("tpu", 1 << 32).batch == 12
