@@ -171,6 +171,7 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory_bytes() -> int:
+    """Returns the highest resident size of this process since `reset_peak_memory`."""
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:

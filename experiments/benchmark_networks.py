@@ -6,8 +6,8 @@ Each network runs at its usual size with random weights (values do not change th
 is of a float32 matrix product measured around it; operations are the compiler's count, for
 the flow networks a count of their layers (compilers count a loop once). Peak memory: arguments,
 results and temporaries by the compiler; resident: the process's own peak while the network ran.
-bfloat16: largest difference to float32 over the range of values, and its time; on CPUs it is slow and
-left out for heavy networks. --heavy adds Base, Large and Depth Pro (19 TFLOP an image, 8 GB).
+bfloat16: largest difference to float32 over the range of values, and its time; on CPUs it is slow,
+so heavy networks leave it out. --heavy adds Base, Large and Depth Pro (19 TFLOP an image, 8 GB).
 """
 
 from __future__ import annotations
