@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from PIL import ExifTags, Image
 
@@ -35,8 +37,8 @@ def _equivalent(image: Image.Image) -> float | None:
     """The 35 mm equivalent focal in millimetres."""
     try:
         exif = image.getexif()
-        value = exif.get_ifd(ExifTags.IFD.Exif).get(_FOCAL_IN_35MM, exif.get(_FOCAL_IN_35MM))
-        value = float(value)
+        nested: Mapping[int, Any] = exif.get_ifd(ExifTags.IFD.Exif)
+        value = float(nested.get(_FOCAL_IN_35MM, exif.get(_FOCAL_IN_35MM)))
     except (SyntaxError, ValueError, TypeError, ZeroDivisionError, KeyError):
         return None
     return value if math.isfinite(value) and value > 0 else None

@@ -63,14 +63,15 @@ class Decoder(nn.Module):
         the first, and the intermediates by name; `decoder_conv4` is the coarsest projection.
         """
         named: dict[str, jax.Array] = {}
-        fused = None
-        for level in reversed(range(len(maps))):
+        coarsest = len(maps) - 1
+        fused = maps[coarsest]
+        for level in range(coarsest, -1, -1):
             skip = maps[level]
             if level:
                 skip = dpt.Conv(self.dim, 3, use_bias=False, name=f"conv_{level}")(skip)
                 named[f"decoder_conv{level}"] = skip
             fusion = Fusion(doubling=level > 0, name=f"fusion_{level}")
-            fused = fusion(skip) if fused is None else fusion(fused, skip)
+            fused = fusion(skip) if level == coarsest else fusion(fused, skip)
             named[f"fusion{level}"] = fused
         return fused, named
 

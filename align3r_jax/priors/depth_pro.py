@@ -162,7 +162,11 @@ class DepthProModel:
             loaded.config, compute_dtype, precision, self._plan.window_chunk, self._focal is None
         )
         # What results depend on: they are cached under it.
-        given = "estimated" if self._focal is None else hashlib.sha256(self._focal).hexdigest()[:16]
+        given = (
+            "estimated"
+            if self._focal is None
+            else hashlib.sha256(self._focal.tobytes()).hexdigest()[:16]
+        )
         self.checksum = " ".join([loaded.checksum, compute_dtype, f"focal {given}"])
 
     def __call__(self, images: Array) -> DepthMaps:
@@ -240,11 +244,10 @@ _prepare = jax.jit(preprocess, static_argnums=1)
 
 @functools.partial(jax.jit, static_argnums=3)
 def _finish(
-    canonical: jax.Array, fov: jax.Array | None, focal: jax.Array | None, shape: tuple[int, int]
+    canonical: jax.Array, fov: Any, focal: jax.Array | None, shape: tuple[int, int]
 ) -> tuple[jax.Array, jax.Array]:
-    if focal is None:
-        focal = focal_of(fov, shape[1])
-    return metric_depth(canonical, focal, shape), focal
+    used = focal_of(fov, shape[1]) if focal is None else focal
+    return metric_depth(canonical, used, shape), used
 
 
 @functools.lru_cache(maxsize=16)

@@ -211,7 +211,7 @@ def infer_config(
             f"Which of the {depth} blocks are decoded cannot be read off the weights; give "
             "latent_blocks (two numbers from 0), or the hub's config.json beside the file."
         )
-    convs = [shape(f"decoder/conv_{level}/kernel", 4) for level in range(1, 5)]
+    conv1, conv2, conv3, conv4 = (shape(f"decoder/conv_{k}/kernel", 4) for k in range(1, 5))
     config = DepthProConfig(
         embed_dim=embed_dim,
         depth=depth,
@@ -220,8 +220,8 @@ def infer_config(
         patch_size=patch,
         window=math.isqrt(tokens) * patch,
         latent_blocks=arguments.get("latent_blocks", released.latent_blocks),
-        dims=tuple(conv[1] for conv in convs),
-        decoder_dim=convs[-1][0],
+        dims=(conv1[1], conv2[1], conv3[1], conv4[1]),
+        decoder_dim=conv4[0],
         last_dim=shape("head/conv_1/kernel", 4)[0],
     )
     padding = arguments.get("merge_padding", config.merge_padding)
