@@ -56,8 +56,9 @@ FPS = flags.DEFINE_float("fps", None, "Take this many frames per second.", lower
 MAX_FRAMES = flags.DEFINE_integer("max_frames", 0, "At most this many frames of a clip; 0: all.",
                                   lower_bound=0)  # fmt: skip
 MAX_MEMORY = flags.DEFINE_float(
-    "max_memory", 2.0, "GiB of activations that a batch may take on a device.", lower_bound=0.01
-)
+    "max_memory", None, "GiB that a batch may take on a device; default: the network's own, 2 "
+    "(Depth Anything) or 4 (the others).", lower_bound=0.01,
+)  # fmt: skip
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Network compute type.")
 
 # What a clip may fail with: bad input, files, numbers, memory of the device.
@@ -117,7 +118,7 @@ def _depth_job() -> prior_clips.Job:
     config = config_lib.ReconstructConfig(
         prior=PRIOR.value, prior_weights=PRIOR_WEIGHTS.value, compute_dtype=DTYPE.value
     )
-    network = sources.open_prior(config, max_memory=_budget(), sharding=_over_devices())
+    network = sources.open_prior(config, **_resources())
     if network is None:
         raise UserError(
             f"--prior={PRIOR.value} is nothing to compute here; give one of "
@@ -159,9 +160,8 @@ def _flow_job() -> prior_clips.Job:
             frames,
             network,
             lambda _: None,
-            max_memory=_budget(),
-            sharding=_over_devices(),
             compute_dtype=DTYPE.value,
+            **_resources(),
         ),
         key,
         offsets,
@@ -169,17 +169,18 @@ def _flow_job() -> prior_clips.Job:
     )
 
 
-def _budget() -> int:
-    return int(MAX_MEMORY.value * 2**30)
-
-
-def _over_devices() -> NamedSharding | None:
-    """Frames dealt out to all devices of this process; None if there is but one."""
+def _resources() -> dict[str, Any]:
+    """Memory of a batch if it was given; frames dealt out to all devices if there are several."""
+    resources: dict[str, Any] = {}
+    if MAX_MEMORY.value is not None:
+        resources["max_memory"] = int(MAX_MEMORY.value * 2**30)
     devices = jax.local_devices()
-    if len(devices) == 1:
-        return None
-    mesh = jax.make_mesh((len(devices),), ("frames",), axis_types=(AxisType.Auto,), devices=devices)
-    return NamedSharding(mesh, PartitionSpec("frames"))
+    if len(devices) > 1:
+        mesh = jax.make_mesh(
+            (len(devices),), ("frames",), axis_types=(AxisType.Auto,), devices=devices
+        )
+        resources["sharding"] = NamedSharding(mesh, PartitionSpec("frames"))
+    return resources
 
 
 if __name__ == "__main__":

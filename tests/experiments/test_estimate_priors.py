@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from align3r_jax.io import flow_files
+from align3r_jax.config import FlowConfig
+from align3r_jax.io import flow_files, preprocess
 from align3r_jax.priors import sources
+from align3r_jax.structs import Frames, WorkingSize
 from align3r_jax.weights import store
 from tests.experiments.test_convert_weights import run_cases
 from tests.experiments.test_prior_clips import pictures, write
@@ -15,7 +17,10 @@ from tests.weights import tiny_networks
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Two good clips and two bad ones; then bad settings: the folder, and what each run said."""
+    """Two good clips and two bad ones; then bad settings: the folder, and what each run said.
+
+    On two devices: the tests compare with networks that run on one.
+    """
     root = tmp_path_factory.mktemp("clips")
     weights = {k: tiny_networks.write_pth(root / f"{k}.pth", k) for k in ("depth_anything", "raft")}
     write(root / "in" / "a", pictures(2))
@@ -29,15 +34,17 @@ def run(tmp_path_factory):
     def command(*flags, clips="*"):
         return [f"--input={root}/in/{clips}", f"--output={root}/out", *flags]
 
-    results = run_cases("estimate_priors", [
-        command(*depth, *flow),
-        command(*depth, *flow, clips="[ab]"),
-        command(),
-        command(*depth, clips="nothing"),
-        command(*flow, "--flow_offsets=0"),
-        command("--prior=auto", f"--prior_weights={weights['raft']}"),
-        command("--prior=plane"),
-    ])  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_NUM_CPU_DEVICES", "2")
+        results = run_cases("estimate_priors", [
+            command(*depth, *flow),
+            command(*depth, *flow, clips="[ab]"),
+            command(),
+            command(*depth, clips="nothing"),
+            command(*flow, "--flow_offsets=0"),
+            command("--prior=auto", f"--prior_weights={weights['raft']}"),
+            command("--prior=plane"),
+        ])  # fmt: skip
     return root, weights, results
 
 
@@ -60,8 +67,16 @@ def test_good_clips_are_computed_and_bad_ones_named(run):
     for k in range(2):
         with np.load(root / "out" / "a" / f"{k:03d}_pred_depth_depthanything.npz") as stored:
             np.testing.assert_allclose(stored["depth"], np.maximum(expected[k], 0), atol=1e-5)
+    raft = store.load(weights["raft"], kind=None)
+    size = preprocess.plan_working_size((48, 72), 64).resized
+    whole = WorkingSize((48, 72), size, (0, 0), size)
+    images = np.stack([preprocess.to_working_size(p, whole) for p in pictures(2, seed=1)])
+    frames = Frames(images, np.arange(2.0), whole, ("000", "001"))
+    source = sources.flow_source(FlowConfig(iterations=2), frames, raft, lambda said: None)
+    expected = source.directed(frames, np.array([[1, 0]])).flow[0]
     field = flow_files.read_flow(root / "out" / "b" / "flow" / "001_000.npz")
-    assert field.shape == (43, 64, 2) and np.isfinite(field).all() and np.ptp(field) > 0
+    assert field.shape == (43, 64, 2) and np.ptp(field) > 0
+    np.testing.assert_allclose(field, expected, atol=1e-3)
 
 
 def test_bad_settings_get_a_sentence(run):
