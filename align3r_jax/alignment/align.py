@@ -16,7 +16,7 @@ from flax import struct
 from align3r_jax.alignment import initialise as initialise_lib
 from align3r_jax.alignment import motion_mask, objective, two_view
 from align3r_jax.alignment import variables as variables_lib
-from align3r_jax.alignment.solvers import adam
+from align3r_jax.alignment.solvers import adam, second_order
 from align3r_jax.alignment.terms import flow as flow_term
 from align3r_jax.alignment.terms import pointmap
 from align3r_jax.config import AlignmentConfig
@@ -95,7 +95,10 @@ def solve(task: Task, progress: adam.Progress | None = None) -> Solved:
         ignore=task.ignore,
         depth_prior=task.depth_prior,
     )
-    outcome = adam.optimise(
+    # Two-view scenes take no steps at all.
+    is_second_order = task.config.solver == "gauss_newton" and task.config.iterations > 0
+    solver = second_order if is_second_order else adam
+    outcome = solver.optimise(
         task.start,
         problem,
         task.config,

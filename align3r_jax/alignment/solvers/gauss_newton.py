@@ -1,0 +1,190 @@
+"""Reweighted Gauss-Newton over cameras and pair similarities, the depth of pixels eliminated.
+
+    minimise objective.evaluate, one step = reweighted normal equations at the current point
+    (`gauss_newton_frames`, `gauss_newton_cameras`), damped (Levenberg-Marquardt), solved
+    (`gauss_newton_system`) and taken (`gauss_newton_increments.take`) if the true loss falls.
+
+Meant for a lattice of pixels (`alignment.lattice`), where a step costs a few passes over the data;
+it works on any. All terms of the objective take part. Cost of a step for T frames with S
+observations of L pixels each and u = 7 + 7 S + 7 R unknowns per frame: 2 T L u^2 for the
+elimination and (7 T + 7 P)^3 / 3 for the solution, or 2 T u^2 per conjugate-gradient step.
+Pairs that share a frame are coupled by its depth, so eliminating pairs first would save nothing.
+Sums over pixels are the only ones that are split when the arrays are sharded along pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from align3r_jax.alignment import objective
+from align3r_jax.alignment import variables as variables_lib
+from align3r_jax.alignment.solvers import gauss_newton_cameras as cameras
+from align3r_jax.alignment.solvers import gauss_newton_frames as frames_lib
+from align3r_jax.alignment.solvers import gauss_newton_increments as increments
+from align3r_jax.alignment.solvers import gauss_newton_residuals as residuals
+from align3r_jax.alignment.solvers import gauss_newton_slots as slots_lib
+from align3r_jax.alignment.solvers import gauss_newton_system as system
+from align3r_jax.config import AlignmentConfig
+from align3r_jax.structs import AlignmentVariables
+
+Array = jax.Array
+
+FIRST_DAMPING, LEAST_DAMPING, MOST_DAMPING = 1e-4, 1e-6, 1e4
+DAMPING_FALL, DAMPING_RISE = 1 / 3, 10.0
+# Distances below this share of their mean (and of the mean depth) count as these.
+SMALLEST_DISTANCE, SMALLEST_OF_DEPTH = 3e-3, 1e-6
+LARGEST_DEPTH_STEP = 1.0  # of ln depth
+
+
+@struct.dataclass
+class State:
+    """Where the loop stands.
+
+    terms: those of `objective.evaluate` at the variables, all of them whether or not they count
+    now. damping: (). failed: (), the loss at the very start is not finite, so nothing moves.
+    """
+
+    variables: AlignmentVariables
+    terms: dict[str, Array]
+    damping: Array
+    failed: Array
+
+
+def _terms(variables, problem, config) -> dict[str, Array]:
+    """The terms by name, and "still", the weighted sum of all but the flow."""
+    always = dataclasses.replace(config, flow_gate=0.0)
+    total, terms = objective.evaluate(variables, problem, always, True)
+    flow = terms["flow_12"] + terms["flow_21"]
+    return terms | {"still": total - config.flow_weight * flow}
+
+
+def flow_counts(terms: dict[str, Array], config: AlignmentConfig, step: Array | int) -> Array:
+    """Whether the flow term counts in this step: started, and not above the gate."""
+    counts = step >= flow_start_step(config)
+    if config.flow_gate > 0:
+        counts &= terms["flow_12"] + terms["flow_21"] <= config.flow_gate
+    return counts
+
+
+def _total(terms, config, with_flow) -> Array:
+    flow = config.flow_weight * (terms["flow_12"] + terms["flow_21"])
+    return terms["still"] + jnp.where(with_flow, flow, 0.0)
+
+
+def flow_start_step(config: AlignmentConfig) -> int:
+    """Returns the first step n >= flow_start * gauss_newton_steps."""
+    return int(np.ceil(config.flow_start * config.gauss_newton_steps - 1e-9))
+
+
+def initial_state(
+    variables: AlignmentVariables, problem: objective.Problem, config: AlignmentConfig
+) -> State:
+    """Returns the state before the first step."""
+    terms = _terms(variables, problem, config)
+    return State(
+        variables=variables,
+        terms=terms,
+        damping=jnp.full((), FIRST_DAMPING, problem.pixels.dtype),
+        failed=~jnp.isfinite(terms["still"]),
+    )
+
+
+def smallest_distance(terms: dict[str, Array], problem: objective.Problem, depth: Array) -> Array:
+    """Returns the distance below which |r| is rounded off: a share of the mean residual."""
+    data = problem.pointmaps
+    weight = jnp.sum(data.weight) / (data.num_pairs * problem.pixels.shape[1])
+    mean = (terms["pointmap_1"] + terms["pointmap_2"]) / jnp.maximum(weight, 1e-12)
+    return jnp.maximum(SMALLEST_DISTANCE * mean, SMALLEST_OF_DEPTH * jnp.mean(depth))
+
+
+def equations(
+    variables: AlignmentVariables,
+    problem: objective.Problem,
+    config: AlignmentConfig,
+    trainable: AlignmentVariables,
+    slots: slots_lib.Slots,
+    *,
+    flow_counts: Array | bool,
+    damping: Array | float,
+    floor: Array | float | None = None,
+    terms: dict[str, Array] | None = None,
+) -> tuple[list[frames_lib.Blocks], residuals.Scene, increments.Unknowns, Array]:
+    """Returns the normal equations at a point, what they were made from, and which depths move.
+
+    floor: the smallest distance that divides, default `smallest_distance` (of `terms`).
+    """
+    numbers = increments.unknowns(problem, config, trainable)
+    if floor is None:
+        clean = variables_lib.without_invalid(variables, problem.frame_valid, problem.pair_valid)
+        floor = smallest_distance(terms, problem, jnp.exp(clean.log_depth))
+    scene = residuals.linearise(variables, problem, config, numbers, slots, flow_counts, floor)
+    free = increments.is_free(trainable.log_depth, problem.dynamic.shape[0])
+    blocks = [frames_lib.normal_equations(scene, problem, config, numbers, damping, free)]
+    for term in cameras.terms_of(scene.geometry, problem, config):
+        blocks.append(cameras.normal_equations(term, scene.geometry, numbers))
+    return blocks, scene, numbers, free
+
+
+def scan(
+    state: State,
+    problem: objective.Problem,
+    first_step: Array,
+    *,
+    config: AlignmentConfig,
+    trainable: AlignmentVariables,
+    num_steps: int,
+    degrees: slots_lib.Degrees,
+) -> tuple[State, dict[str, Array]]:
+    """Runs steps first_step ... first_step + num_steps - 1 of config.gauss_newton_steps.
+
+    Pure, with fixed shapes: jit it, vmap it over problems of equal shapes. A step that does not
+    lower the loss, or is not finite, is not taken and the damping rises; steps at and beyond
+    config.gauss_newton_steps change nothing. trainable: a bool per group, or one per frame or pair.
+    degrees: `slots.degrees(problem)`, or larger; smaller ones fail the state.
+    Returns the new state and the trace, name -> (num_steps,): "total" before each step, "accepted",
+    "damping", and every term of `objective.term_names`.
+    """
+    slots = slots_lib.arrange(problem, degrees)
+    state = state.replace(failed=state.failed | ~slots.complete)
+
+    def body(state, step):
+        counts = flow_counts(state.terms, config, step)
+        total = _total(state.terms, config, counts)
+        blocks, scene, numbers, free = equations(
+            state.variables, problem, config, trainable, slots,
+            flow_counts=counts, damping=state.damping, terms=state.terms,
+        )  # fmt: skip
+        move = system.solve(blocks, numbers, state.damping)
+        depth_move = frames_lib.depth_steps(
+            move, scene, problem, config, numbers, state.damping, free
+        )
+        limit = LARGEST_DEPTH_STEP
+        moved = increments.take(
+            state.variables, move, jnp.clip(depth_move, min=-limit, max=limit),
+            numbers, problem, config, trainable,
+        )  # fmt: skip
+        terms = _terms(moved, problem, config)
+        better = _total(terms, config, counts) < total
+        finite = jnp.all(jnp.isfinite(move)) & jnp.all(jnp.isfinite(depth_move))
+        accepted = better & finite & ~state.failed & (step < config.gauss_newton_steps)
+
+        def choose(new, old):
+            return jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new, old)
+
+        damping = state.damping * jnp.where(accepted, DAMPING_FALL, DAMPING_RISE)
+        following = State(
+            variables=choose(moved, state.variables),
+            terms=choose(terms, state.terms),
+            damping=jnp.clip(damping, min=LEAST_DAMPING, max=MOST_DAMPING),
+            failed=state.failed,
+        )
+        trace = {name: state.terms[name] for name in objective.term_names(problem)}
+        trace |= {"total": total, "accepted": accepted, "damping": state.damping}
+        return following, trace
+
+    return jax.lax.scan(body, state, first_step + jnp.arange(num_steps))
