@@ -16,6 +16,7 @@ A file holds `depth`, (H, W) float32 of the image's size, and, if known, `focall
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -61,11 +62,11 @@ def prior_path(image: str | Path, name: str, layout: str = "beside") -> Path:
 def write_prior(path: Path, depth: np.ndarray, focal: float | None) -> None:
     """Writes one depth map (H, W), whole or not at all; focal in pixels of the map, or None."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays: dict[str, np.ndarray] = {"depth": np.asarray(depth, np.float32)}
+    arrays: dict[str, Any] = {"depth": np.asarray(depth, np.float32)}
     if focal is not None:
         arrays["focallength_px"] = np.float32(focal)
     with atomic.new_file(path) as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(file, **arrays)
 
 
 def focal_of_training_image(image: str | Path) -> float | None:

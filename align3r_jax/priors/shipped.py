@@ -35,12 +35,15 @@ def gates() -> dict[str, Any]:
 def prior_spec(
     config: ReconstructConfig, model: LoadedNetwork | None, note: Callable[[str], None]
 ) -> str:
-    """Returns what `config.prior` means for this run: small, plane, none or files:DIR."""
+    """Returns what `config.prior` means for this run: small, plane, none or files:DIR.
+
+    Networks with weights of their own are chosen before, in `sources`.
+    """
     if config.prior != "auto":
         if config.prior == "small":
             note(
                 "Prior small: a toy network trained on procedural scenes; depth relief of real "
-                "scenes is weak. Give your own with --prior=files:DIR."
+                "scenes is weak. Better: --prior=depth_anything_v2_small, depth_pro or files:DIR."
             )
         return config.prior
     if model is not None and not model.config.prior_branch:
@@ -48,12 +51,13 @@ def prior_spec(
     if gates()["small_depth"]["use"]["as_default_prior"]:
         note(
             "No depth prior was given: the shipped toy network (trained on procedural scenes) "
-            "stands in; --prior=files:DIR with a real one gives better depth."
+            "stands in; a real one (--prior=depth_anything_v2_small, depth_pro or files:DIR) "
+            "gives better depth."
         )
         return "small"
     note(
         "No depth prior was given: depth starts from a plane and comes from parallax alone; "
-        "--prior=files:DIR with a real one gives better depth."
+        "a real prior (--prior=depth_anything_v2_small, depth_pro or files:DIR) gives better depth."
     )
     return "plane"
 

@@ -84,7 +84,7 @@ def load_depth_network(name: str, source: str | Path) -> LoadedNetwork:
     """
     entry = published.PUBLISHED.get(name)
     wanted = DEPTH_KINDS if entry is None else (entry.kind,)
-    loaded = store.load(source, kind=wanted, arguments=entry and entry.arguments)
+    loaded = store.load(source, kind=wanted, arguments=None if entry is None else entry.arguments)
     found = published.name_of(loaded.kind, loaded.config)
     if entry is not None and found != name:
         raise UserError(
@@ -110,7 +110,7 @@ def depth_model(
     UserError if it is no depth network.
     """
     given = {"compute_dtype": compute_dtype, "max_memory": max_memory, "sharding": sharding}
-    settings = {name: value for name, value in given.items() if value is not None}
+    settings: dict[str, Any] = {k: value for k, value in given.items() if value is not None}
     if network.kind == "depth_anything":
         from align3r_jax.priors import depth_anything
 
