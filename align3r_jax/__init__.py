@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from align3r_jax.io.video import read_frames as read_frames
     from align3r_jax.pipeline import reconstruct as reconstruct
     from align3r_jax.structs import Frames as Frames
+    from align3r_jax.structs import KnownCameras as KnownCameras
     from align3r_jax.structs import PairPredictions as PairPredictions
     from align3r_jax.structs import Scene as Scene
     from align3r_jax.weights.store import load as load
@@ -40,6 +41,7 @@ _HOME = {
     "read_frames": "align3r_jax.io.video",
     "reconstruct": "align3r_jax.pipeline",
     "Frames": "align3r_jax.structs",
+    "KnownCameras": "align3r_jax.structs",
     "PairPredictions": "align3r_jax.structs",
     "Scene": "align3r_jax.structs",
     "load": "align3r_jax.weights.store",

@@ -74,6 +74,10 @@ MODE = flags.DEFINE_enum(
     "mode", "auto", ["auto", "flat", "hierarchical"], "auto: hierarchical for long videos."
 )
 CLIP_SIZE = flags.DEFINE_integer("clip_size", 10, "Longest clip (hierarchical).", lower_bound=2)
+SOLVER = flags.DEFINE_enum(
+    "solver", config_lib.AlignmentConfig.solver, ["adam", "gauss_newton"],
+    "Of the alignment: first order on all pixels, or second order on a lattice of them.",
+)  # fmt: skip
 ITERATIONS = flags.DEFINE_integer("iterations", 300, "Alignment iterations.", lower_bound=1)
 LR = flags.DEFINE_float("lr", 0.01, "Learning rate of the alignment.", lower_bound=0.0)
 LR_MIN = flags.DEFINE_float("lr_min", 1e-3, "Learning rate at its end.", lower_bound=0.0)
@@ -81,6 +85,45 @@ SCHEDULE = flags.DEFINE_string(
     "schedule", "linear", "Of the learning rate: linear, cosine or cycleK (K linear ramps)."
 )
 SHARED_FOCAL = flags.DEFINE_bool("shared_focal", True, "One focal for the whole video.")
+CAMERAS = flags.DEFINE_string(
+    "cameras", None, "Known cameras of all frames or of some: COLMAP folder, transforms.json, TUM "
+    "trajectory, intrinsics, plain JSON, or a result of ours (docs/alignment.md).",
+)  # fmt: skip
+CAMERA_USE = flags.DEFINE_enum(
+    "camera_use", "all", ["all", "intrinsics", "poses"], "What of the known cameras is used."
+)
+CAMERA_MODE = flags.DEFINE_enum(
+    "camera_mode", "fixed", ["fixed", "soft"], "Hold known cameras, or only draw to them."
+)
+CAMERA_WEIGHT = flags.DEFINE_float(
+    "camera_weight", 0.01, "Soft cameras: weight of the term.", lower_bound=0.0
+)
+CAMERA_ROTATION = flags.DEFINE_float(
+    "camera_rotation_std", 1.0, "Soft cameras: standard deviation in degrees.", lower_bound=1e-6
+)
+CAMERA_TRANSLATION = flags.DEFINE_float(
+    "camera_translation_std", 0.05, "Soft cameras: standard deviation of the positions.",
+    lower_bound=1e-9,
+)  # fmt: skip
+CAMERA_UNIT = flags.DEFINE_enum(
+    "camera_translation_unit", "relative", ["relative", "scene"],
+    "Of that deviation: shares of the spread of the positions, or the unit of the poses.",
+)  # fmt: skip
+CAMERA_FOCAL = flags.DEFINE_float(
+    "camera_focal_std", 0.02, "Soft cameras: standard deviation, a share of the focal.",
+    lower_bound=1e-6,
+)  # fmt: skip
+MASKS = flags.DEFINE_string(
+    "masks", None, "Folder of masks named after frames, for any of them: grey 0 static, 128 "
+    "ignore, 255 dynamic, or palette indices 0 static, 1 dynamic, 2 ignore.",
+)  # fmt: skip
+PRIOR_WEIGHT = flags.DEFINE_float(
+    "depth_prior_weight", 0.0, "Weight of the term that draws depth to the shape of the prior.",
+    lower_bound=0.0,
+)  # fmt: skip
+PRIOR_SHIFT = flags.DEFINE_bool(
+    "depth_prior_shift", False, "That term: fit a shift of the prior too, not only its scale."
+)
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Network compute type.")
 PAIR_BATCH = flags.DEFINE_integer("pair_batch", 4, "Pairs decoded together.", lower_bound=1)
 TRUTH = flags.DEFINE_string(
@@ -107,11 +150,15 @@ def config_from_flags() -> config_lib.ReconstructConfig:
             iterations=FLOW_ITERATIONS.value,
         ),
         alignment=config_lib.AlignmentConfig(
+            solver=SOLVER.value,
             iterations=ITERATIONS.value,
             lr=LR.value,
             lr_min=LR_MIN.value,
             schedule=SCHEDULE.value,
             shared_focal=SHARED_FOCAL.value,
+            known_camera_weight=CAMERA_WEIGHT.value,
+            depth_prior_weight=PRIOR_WEIGHT.value,
+            depth_prior_shift=PRIOR_SHIFT.value,
         ),
         pair_batch=PAIR_BATCH.value,
         compute_dtype=DTYPE.value,
@@ -127,6 +174,7 @@ def main(argv: Sequence[str]) -> None:
     from align3r_jax.priors import sources
     from align3r_jax.viewer import report
     from experiments import truth as truth_lib
+    from experiments import user_files
 
     output = Path(OUTPUT.value)
     scene_folder.check_output(output, overwrite=OVERWRITE.value)
@@ -149,21 +197,39 @@ def main(argv: Sequence[str]) -> None:
     height, width = frames.images.shape[1:3]
     logging.info("%d frames of %dx%d from %s", frames.num_frames, width, height, VIDEO.value)
 
+    soft = user_files.Deviations(
+        rotation=CAMERA_ROTATION.value,
+        translation=CAMERA_TRANSLATION.value,
+        relative=CAMERA_UNIT.value == "relative",
+        focal=CAMERA_FOCAL.value,
+    )
+    user = user_files.load(
+        frames,
+        CAMERAS.value,
+        MASKS.value,
+        use=CAMERA_USE.value,
+        soft=soft if CAMERA_MODE.value == "soft" else None,
+    )
+
     partial = output.with_name(output.name + ".partial")
     if partial.exists() and not RESUME.value:
         remove_partial(partial)
     run = stages.Run(
         partial,
-        fingerprint(frames, config, [model, prior_model, flow_model]),
+        fingerprint(frames, config, [model, prior_model, flow_model, user]),
         resume=RESUME.value,
         show_progress=True,
     )
+    for sentence in user.notes:
+        run.limit(sentence)
     scene = pipeline.reconstruct(
         frames,
         model=model,
         prior_model=prior_model,
         flow_source=flow_model,
         originals=originals,
+        cameras=user.cameras,
+        masks=user.masks,
         config=config,
         cache_dir=CACHE.value or str(user_folder.cache_folder("priors")),
         run=run,
@@ -175,6 +241,7 @@ def main(argv: Sequence[str]) -> None:
         "working_size": [height, width],
         "original_size": list(frames.size.original),
         **run.facts,
+        **user.facts,
         "weights": _named(model),
         "prior_weights": _named(prior_model),
         "flow_weights": _named(flow_model),
@@ -209,7 +276,7 @@ def fingerprint(
 ) -> str:
     """Returns a hash of all that a run's stages depend on; the user's files by size and time.
 
-    networks: what has a `checksum`, or None.
+    networks: what has a `checksum` (files of the user included), or None.
     """
     digest = hashlib.sha256(np.ascontiguousarray(frames.images).tobytes())
     digest.update(json.dumps(dataclasses.asdict(config), sort_keys=True).encode())

@@ -23,6 +23,7 @@ from align3r_jax.structs import (
     PairPredictions,
 )
 
+_SCALE_PIXELS = 1024  # of a frame, evenly spread, that the scale is found from
 _MAX_NOISE = 1.5  # by how much noise of the found path may lengthen it
 _SAME_PLACE = 1e-9  # spread of positions over their size: below, they are one position
 
@@ -146,6 +147,56 @@ def fit_world(found: Array, known: Array, mask: Array | None = None) -> WorldFit
         fixes_scale=apart,
         angle=float(np.median(np.arccos(cosine))),
     )
+
+
+def parallax_scale(
+    predictions: PairPredictions,
+    pairs: np.ndarray,
+    pair_scale: Array,
+    world_from_cam: Array,
+    intrinsics: Array,
+    mask: Array | None = None,
+) -> float:
+    """By how much all pair scales must grow for their points to show the parallax of the poses.
+
+    With y = sigma_e R x the point of frame j that pair (i, j) predicts, turned into camera j, k the
+    ray of its pixel and t the known step between the cameras, c y + t lies on k: c a = b with
+    a = (y_x - k_x y_z, y_y - k_y y_z), b = (k_x t_z - t_x, k_y t_z - t_y). Returns one over the
+    median of a.b / b.b, weighted by b.b (b is exact, the noise is in a); 1 if nothing is seen.
+
+    Args:
+        pair_scale: (P,) sigma_e, in the unit of the poses. world_from_cam: (T, 4, 4).
+        intrinsics: (T, 3, 3). mask: (T,) bool, frames whose pose is known; None: all.
+    """
+    height, width = predictions.confidence1.shape[1:]
+    step = max(1, round(np.sqrt(height * width / _SCALE_PIXELS)))
+    rows, columns = np.mgrid[step // 2 : height : step, step // 2 : width : step]
+    pixels = np.stack([columns, rows, np.ones_like(rows)], -1).astype(np.float64)
+    poses = np.asarray(world_from_cam, np.float64)
+    rays = np.einsum("tij,hwj->thwi", np.linalg.inv(np.asarray(intrinsics, np.float64)), pixels)
+    ratios, weights = [], []
+    for k, (i, j) in enumerate(np.asarray(pairs).tolist()):
+        if mask is not None and not (mask[i] and mask[j]):
+            continue
+        cam2_from_cam1 = np.linalg.inv(poses[j]) @ poses[i]
+        points = np.asarray(predictions.pointmap2[k, step // 2 :: step, step // 2 :: step])
+        trust = np.asarray(predictions.confidence2[k, step // 2 :: step, step // 2 :: step])
+        turned = float(pair_scale[k]) * points.astype(np.float64) @ cam2_from_cam1[:3, :3].T
+        shift = cam2_from_cam1[:3, 3]
+        a = turned[..., :2] - rays[j][..., :2] * turned[..., 2:]
+        b = rays[j][..., :2] * shift[2] - shift[:2]
+        size = (b * b).sum(-1)
+        ratio = (a * b).sum(-1) / np.maximum(size, 1e-30)
+        usable = np.isfinite(ratio) & (trust > 1) & (size > 0)
+        ratios.append(ratio[usable])
+        weights.append(size[usable])
+    if not ratios or not sum(len(ratio) for ratio in ratios):
+        return 1.0
+    ratio, weight = np.concatenate(ratios), np.concatenate(weights)
+    order = np.argsort(ratio)
+    reached = np.cumsum(weight[order])
+    middle = float(ratio[order][np.searchsorted(reached, reached[-1] / 2)])
+    return 1 / middle if middle > 0 else 1.0
 
 
 def _similarities(

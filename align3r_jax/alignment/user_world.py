@@ -15,10 +15,16 @@ import numpy as np
 from flax import struct
 
 from align3r_jax.alignment import align as align_lib
-from align3r_jax.alignment import hierarchical, initialise, known_cameras, variables
+from align3r_jax.alignment import (
+    hierarchical,
+    initialise,
+    known_cameras,
+    spanning_tree,
+    variables,
+)
 from align3r_jax.alignment.initialise import StartingScene
 from align3r_jax.config import AlignmentConfig
-from align3r_jax.geometry import rigid
+from align3r_jax.geometry import camera, rigid
 from align3r_jax.structs import (
     AlignmentVariables,
     Array,
@@ -29,6 +35,7 @@ from align3r_jax.structs import (
 
 _LEAST_PARALLAX = 2e-3  # spread of the cameras over the median depth: below, no scale is visible
 _MISFIT = np.deg2rad(10)  # median angle at which known poses contradict the video
+_MAX_CORRECTION = 3.0  # of the scale by the parallax; beyond, the predictions contradict the poses
 _UNIT = 4.0  # spreads of held cameras in one unit of a long video: depths come out near 1
 _FAR = 1e4  # distance of the user's origin over the spread of the cameras: float32 loses digits
 
@@ -163,7 +170,19 @@ def place(
     fixes_scale = fit.fixes_scale and _parallax(scene) >= _LEAST_PARALLAX
     mask = slice(None) if known.pose_mask is None else np.asarray(known.pose_mask)
     centre = np.asarray(known.world_from_cam)[mask, :3, 3].mean(axis=0)
+    gain = variables.scale_normalisation(jnp.log(scene.pair_scale), free_config)
     world = World(fit.scale, np.eye(3), centre)
+    if fixes_scale and known.rotation_deviation is None:
+        growth = known_cameras.parallax_scale(
+            predictions,
+            graph.pairs,
+            gain * scene.pair_scale,
+            world.poses_from_user(known.world_from_cam),
+            _intrinsics(scene, free),
+            known.pose_mask,
+        )
+        if 1 / _MAX_CORRECTION < growth < _MAX_CORRECTION:
+            world = World(fit.scale * growth, np.eye(3), centre)
     deviation = known.translation_deviation
     inner = dataclasses.replace(
         known,
@@ -174,8 +193,9 @@ def place(
     inner_config = variables.settings_with_known(config, inner)
     if fixes_scale:
         inner_config = dataclasses.replace(inner_config, residual_over_scale=True)
-    gain = variables.scale_normalisation(jnp.log(scene.pair_scale), free_config)
-    moved = _moved(scene, gain, fit.rotation, (fit.translation - centre) / fit.scale)
+    # The scene keeps its size about the middle of the known cameras.
+    middle = fit.rotation.T @ (centre - fit.translation) / fit.scale
+    moved = _moved(scene, gain, fit.rotation, -fit.rotation @ middle)
     start = variables.with_known(initialise.encode(moved, inner_config), inner, inner_config)
     return Placed(start, inner, inner_config, world, notes(fit, known, fixes_scale))
 
@@ -226,6 +246,19 @@ def _without_poses(known: variables.Known) -> variables.Known:
         rotation_deviation=None,
         translation_deviation=None,
     )
+
+
+def _intrinsics(scene: StartingScene, known: variables.Known) -> np.ndarray:
+    height, width = scene.depth.shape[1:]
+    focal = np.where(
+        np.isnan(known.known_focals(len(scene.focal))),
+        scene.focal,
+        known.known_focals(len(scene.focal)),
+    )
+    middle = np.array([width / 2, height / 2])
+    point = [spanning_tree.principal_point(known, frame) for frame in range(len(focal))]
+    point = np.stack([middle if p is None else p for p in point])
+    return np.asarray(camera.intrinsics_matrix(jnp.asarray(focal), jnp.asarray(point)))
 
 
 def _parallax(scene: StartingScene) -> float:
