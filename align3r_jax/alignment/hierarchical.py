@@ -1,27 +1,66 @@
-"""Long videos: key frames first, then every clip from its key frame, then one scene of all.
+"""Long videos: key frames first, then all clips from their key frames, then one scene of all.
 
 Clips are consecutive runs of frames; the first frame of each is its key frame. The key frames are
-aligned among themselves; each clip is aligned alone, starting from pose and focal of its key
-frame, and is finally carried to where the key-frame pass put that frame.
+aligned among themselves; clips are aligned in groups (`clips.solve`), each starting from pose and
+focal of its key frame, and are carried to where the key-frame pass put that frame; in the end all
+frames are refined together (`joint.refine`). Full-size predictions of one group exist at a time.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from align3r_jax import pairing
 from align3r_jax.alignment import align as align_lib
+from align3r_jax.alignment import clips as clips_lib
+from align3r_jax.alignment import joint, lattice
 from align3r_jax.alignment import variables as variables_lib
 from align3r_jax.alignment.initialise import KeyFramePrior
 from align3r_jax.alignment.solvers import adam
 from align3r_jax.config import AlignmentConfig, PairConfig
 from align3r_jax.geometry import rigid
 from align3r_jax.structs import AlignmentVariables, Array, OpticalFlow, PairGraph, PairPredictions
+
+Keep = Callable[[str, Callable[[], Any]], Any]
+
+
+def _compute(name: str, compute: Callable[[], Any]) -> Any:
+    del name
+    return compute()
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """How much of a video is in memory at a time.
+
+    clips_per_call: clips aligned in one call. lattice_keys: key frames are aligned on the pixel
+    lattice of the joint refinement, without flow, rather than at full size. pairs_at_once: pairs
+    that are predicted together where only their lattice is kept.
+    """
+
+    clips_per_call: int = 4
+    lattice_keys: bool = False
+    pairs_at_once: int = 64
+
+
+@struct.dataclass
+class Runs:
+    """What some runs leave behind, NumPy: results, and the lattice of their pairs (or None).
+
+    stride: of the pixels that the results' depth has, 1 for all.
+    """
+
+    results: tuple[align_lib.AlignResult, ...]
+    observations: joint.Observations | None
+    stride: int = struct.field(pytree_node=False, default=1)
 
 
 def align_video(
@@ -36,86 +75,231 @@ def align_video(
     ignore: Array | None = None,
     depth_prior: Array | None = None,
     progress: adam.Progress | None = None,
+    cut: Cut = Cut(),
+    keep: Keep = _compute,
 ) -> align_lib.AlignResult:
-    """Aligns a video of any length; only the pairs of one run are in memory at a time.
+    """Aligns a video of any length.
 
     Args:
-        predict, flow_of: called with the graph of the key frames, then with that of every clip,
-            frame numbers of the whole video.
-        pairs: `clip_size` and `clip_symmetric` count.
+        predict, flow_of: called with the graph of the key frames, then with that of every clip
+            and, for the joint refinement, of its border to the one before; frame numbers of the
+            whole video.
+        pairs: `clip_size`, `clip_symmetric` and `max_complete_key_frames` count.
         config: `join_rescale` carries the scale of the key-frame pass into every clip; without it
-            (parity) each clip keeps the scale it found, and depth jumps between clips.
-        known, dynamic_mask, ignore, depth_prior: of all frames, as `align.align` takes them.
+            (parity) each clip keeps the scale it found, and depth jumps between clips. With it
+            `joint_iterations` refine all frames together.
+        known, dynamic_mask, ignore, depth_prior: of all frames, as `align.prepare` takes them.
         progress: iterations of all runs together.
+        keep: (name, compute) -> compute(), or what an interrupted run kept under that name.
 
     Returns:
-        All frames in the world of the key-frame pass. pairs, pair_losses, the trace and the pair
-        variables are those of the runs one after the other, key frames first; pair variables
-        belong to the world of their run.
+        All frames in one world. After the joint refinement the pairs and their variables are those
+        of all runs in that world. Without it, pairs, pair_losses and pair variables are those of
+        the runs one after the other, key frames first, and pair variables belong to the world of
+        their run. The trace is that of all runs one after the other.
     """
     # parity: the two-view shortcut is for videos of two frames, not for clips.
     config = dataclasses.replace(config, optimise_two_frames=True)
     clips = pairing.clips(num_frames, pairing.clip_size(num_frames, pairs.clip_size))
-    runs: list[align_lib.AlignResult] = []
+    wants_joint = config.join_rescale and config.joint_iterations > 0 and len(clips) > 1
+    runs = len(clips) + (len(clips) > 1)
+    total = config.iterations * runs + config.joint_iterations * wants_joint
 
-    def align(
-        run_frames: Sequence[int], local: PairGraph, prior: KeyFramePrior | None
-    ) -> align_lib.AlignResult:
-        total = config.iterations * (len(clips) + (len(clips) > 1))
-
-        def report(iteration: int, _: int, loss: float) -> None:
+    def report(done: int, weight: int = 1) -> adam.Progress:
+        def told(iteration: int, _: int, loss: float) -> None:
             if progress is not None:
-                progress(len(runs) * config.iterations + iteration, total, loss)
+                progress(done + weight * iteration, total, loss)
 
-        frames = np.asarray(run_frames)
-        graph = PairGraph(
-            pairs=frames[local.pairs].astype(np.int32),
-            num_frames=num_frames,
-            symmetric=local.symmetric,
-            name=local.name,
-        )
-        result = align_lib.align(
-            predict(graph),
-            local,
-            _renumber(flow_of(graph), frames, num_frames),
-            config,
-            key_frame_prior=prior,
-            known=_known_of(known, frames),
-            dynamic_mask=_rows(dynamic_mask, frames),
-            ignore=_rows(ignore, frames),
-            depth_prior=_rows(depth_prior, frames),
-            progress=report,
-        )
-        runs.append(dataclasses.replace(result, pairs=graph.pairs))
-        return runs[-1]
+        return told
 
+    user = _User(known, dynamic_mask, ignore, depth_prior)
+    video = _Video(num_frames, predict, flow_of, pairs, config, user, cut, wants_joint)
     if len(clips) == 1:
-        return align(clips[0], pairing.clip_graph(num_frames, pairs.clip_symmetric), None)
+        return keep("alignment", lambda: _align_runs(video, clips, report(0))).results[0]
+    on_lattice = cut.lattice_keys or len(clips) > pairs.max_complete_key_frames > 0
+    align_keys = _align_keys_on_lattice if on_lattice else _align_keys
+    keys = keep("key frames", lambda: align_keys(video, clips, report(0)))
+    parts = [keys]
+    for first in range(0, len(clips), cut.clips_per_call):
+        chosen = clips[first : first + cut.clips_per_call]
+        borders = [
+            pairing.border_pairs(clips[max(0, c - 1) : c + 1])
+            for c in range(first, first + len(chosen))
+        ]
+        parts.append(
+            keep(
+                f"clips {first + 1:04d} to {first + len(chosen):04d} of {len(clips)}",
+                functools.partial(
+                    _align_runs,
+                    video,
+                    chosen,
+                    report(config.iterations * (1 + first), len(chosen)),
+                    priors=_priors(keys, first, len(chosen), config),
+                    borders=borders if wants_joint else (),
+                ),
+            )
+        )
+    joined = _joined([run for part in parts for run in part.results], keys, config)
+    if not wants_joint:
+        return joined
+    observations = joint.concatenate(part.observations for part in parts)
+    del parts
+    refined = keep(
+        "joint refinement",
+        lambda: joint.refine(
+            joined.variables,
+            observations,
+            joined.dynamic_mask,
+            config,
+            known=known,
+            ignore=ignore,
+            depth_prior=depth_prior,
+            progress=report(config.iterations * runs),
+        ),
+    )
+    return dataclasses.replace(
+        joined,
+        variables=refined.variables,
+        pairs=observations.pairs,
+        pair_losses=refined.pair_losses,
+        trace=_traces([joined.trace, refined.trace]),
+        failed=joined.failed or refined.failed,
+    )
 
-    key_frames = [clip[0] for clip in clips]
-    key_graph = pairing.key_frame_graph(len(clips), pairs.clip_symmetric)
-    key_run = align(key_frames, key_graph, None)
-    keys = _decode(key_run.variables, config)
-    priors = [
-        KeyFramePrior(np.asarray(keys.world_from_cam[c]), float(keys.focal[c]))
-        for c in range(len(clips))
+
+class _User(NamedTuple):
+    """What the user gives, of all frames or of those of a run."""
+
+    known: variables_lib.Known | None
+    dynamic_mask: Array | None
+    ignore: Array | None
+    depth_prior: Array | None
+
+    def of(self, frames: np.ndarray) -> dict[str, Any]:
+        """Returns the arguments of `align.prepare` for a run."""
+        chosen = jax.tree.map(lambda values: np.asarray(values)[frames], self)
+        return chosen._asdict()
+
+
+class _Video(NamedTuple):
+    """The arguments of `align_video`."""
+
+    num_frames: int
+    predict: Callable[[PairGraph], PairPredictions]
+    flow_of: Callable[[PairGraph], OpticalFlow | None]
+    pairs: PairConfig
+    config: AlignmentConfig
+    user: _User
+    cut: Cut
+    wants_joint: bool
+
+    def graph(self, pairs: np.ndarray, like: PairGraph) -> PairGraph:
+        """Returns a graph over frame numbers of the video."""
+        return PairGraph(pairs.astype(np.int32), self.num_frames, like.symmetric, like.name)
+
+    def observe(self, graph: PairGraph, predictions: PairPredictions, flow: OpticalFlow | None):
+        """Returns the lattice of some pairs, nothing if no joint refinement follows."""
+        if not self.wants_joint:
+            return []
+        height, width = predictions.confidence1.shape[1:]
+        stride = joint.stride_of(height, width, self.config)
+        return [joint.observe(graph.pairs, predictions, flow, stride)]
+
+
+def _align_runs(
+    video: _Video,
+    runs: Sequence[Sequence[int]],
+    progress: adam.Progress,
+    *,
+    priors: Sequence[KeyFramePrior] = (),
+    borders: Sequence[np.ndarray] = (),
+    local: PairGraph | None = None,
+) -> Runs:
+    """Aligns runs of frames together.
+
+    priors: of the key frame of every run. borders: pairs (B, 2) from every run to the one before,
+    of which only the lattice is kept. local: graph of every run, numbered from 0; None: of clips.
+    """
+    symmetric = video.pairs.clip_symmetric
+    tasks, pairs, lattices = [], [], []
+    for k, run in enumerate(runs):
+        frames = np.asarray(run)
+        inside = local or pairing.clip_graph(len(frames), symmetric)
+        graph = video.graph(frames[inside.pairs], inside)
+        predictions, flow = video.predict(graph), video.flow_of(graph)
+        lattices += video.observe(graph, predictions, flow)
+        task = align_lib.prepare(
+            predictions,
+            inside,
+            _renumber(flow, frames, video.num_frames),
+            video.config,
+            key_frame_prior=priors[k] if priors else None,
+            **video.user.of(frames),
+        )
+        tasks.append(task)
+        pairs.append(graph.pairs)
+        if borders and len(borders[k]):
+            graph = video.graph(borders[k], inside)
+            lattices += video.observe(graph, video.predict(graph), video.flow_of(graph))
+    results = []
+    for task, solved, chosen in zip(tasks, clips_lib.solve(tasks, progress), pairs):
+        results.append(dataclasses.replace(align_lib.finish(task, solved), pairs=chosen))
+    return jax.device_get(Runs(tuple(results), joint.concatenate(lattices) if lattices else None))
+
+
+def _align_keys(video: _Video, clips: Sequence[range], progress: adam.Progress) -> Runs:
+    graph = pairing.key_frame_graph(
+        len(clips), video.pairs.clip_symmetric, video.pairs.max_complete_key_frames
+    )
+    return _align_runs(video, [[clip[0] for clip in clips]], progress, local=graph)
+
+
+def _align_keys_on_lattice(video: _Video, clips: Sequence[range], progress: adam.Progress) -> Runs:
+    """The key frames of a long video: so many pairs that only their lattice fits into memory.
+
+    Without flow: over such distances it is composed of too many steps to be worth its time.
+    """
+    local = pairing.key_frame_graph(
+        len(clips), video.pairs.clip_symmetric, video.pairs.max_complete_key_frames
+    )
+    frames = np.array([clip[0] for clip in clips])
+    graph = video.graph(frames[local.pairs], local)
+    observed = joint.observe_in_parts(
+        graph, video.predict, None, video.config, video.cut.pairs_at_once
+    )
+    result = joint.align(
+        dataclasses.replace(observed, pairs=local.pairs),
+        local,
+        video.config,
+        known=video.user.of(frames)["known"],
+        progress=progress,
+    )
+    result = dataclasses.replace(result, pairs=graph.pairs)
+    return jax.device_get(Runs((result,), observed if video.wants_joint else None, observed.stride))
+
+
+def _priors(keys: Runs, first: int, count: int, config: AlignmentConfig) -> list[KeyFramePrior]:
+    geometry = _cameras(keys, config)
+    return [
+        KeyFramePrior(np.asarray(geometry.world_from_cam[c]), float(geometry.focal[c]))
+        for c in range(first, first + count)
     ]
-    for clip, prior in zip(clips, priors, strict=True):
-        align(clip, pairing.clip_graph(len(clip), pairs.clip_symmetric), prior)
-    return _joined(runs, keys, config)
 
 
-def _decode(variables: AlignmentVariables, config: AlignmentConfig) -> variables_lib.Geometry:
-    return variables_lib.decode(variables, config, variables.log_depth.shape[-2:])
+def _cameras(keys: Runs, config: AlignmentConfig) -> variables_lib.Geometry:
+    """The decoded key-frame pass; its principal points do not count."""
+    found = jax.tree.map(jnp.asarray, keys.results[0].variables)
+    return variables_lib.decode(found, config, found.log_depth.shape[-2:])
 
 
 def _joined(
-    runs: list[align_lib.AlignResult], keys: variables_lib.Geometry, config: AlignmentConfig
+    runs: list[align_lib.AlignResult], keys: Runs, config: AlignmentConfig
 ) -> align_lib.AlignResult:
     """One result of all clips (runs after the first); the first is the key-frame pass."""
     fixed_world = runs[0].fixed_world
+    cameras = _cameras(keys, config)
     clips = [
-        run.variables if fixed_world else join(run.variables, keys, c, config)
+        run.variables if fixed_world else join(run.variables, cameras, c, config, keys.stride)
         for c, run in enumerate(runs[1:])
     ]
 
@@ -125,12 +309,7 @@ def _joined(
     def spread_focal(variables: AlignmentVariables) -> np.ndarray:
         return np.broadcast_to(variables.log_focal, (variables.log_depth.shape[0],))
 
-    frame_groups = (
-        "log_depth",
-        "frame_quaternion",
-        "frame_translation",
-        "principal_point",
-    )
+    frame_groups = ("log_depth", "frame_quaternion", "frame_translation", "principal_point")
     pair_groups = ("pair_quaternion", "pair_translation", "pair_log_scale", "pair_adaptor")
     fields = {name: concatenate(getattr(clip, name) for clip in clips) for name in frame_groups}
     fields |= {
@@ -139,10 +318,7 @@ def _joined(
     return align_lib.AlignResult(
         variables=AlignmentVariables(log_focal=concatenate(map(spread_focal, clips)), **fields),
         dynamic_mask=concatenate(run.dynamic_mask for run in runs[1:]),
-        trace={
-            name: concatenate(run.trace[name] for run in runs if run.trace)
-            for name in runs[0].trace
-        },
+        trace=_traces([run.trace for run in runs]),
         pair_losses=concatenate(run.pair_losses for run in runs),
         confidence=concatenate(run.confidence for run in runs[1:]),
         pairs=concatenate(run.pairs for run in runs),
@@ -151,19 +327,31 @@ def _joined(
     )
 
 
+def _traces(traces: Sequence[dict[str, Array]]) -> dict[str, np.ndarray]:
+    """One after the other, of the terms that all have; runs without iterations have none."""
+    traces = [trace for trace in traces if trace]
+    names = [name for name in traces[0] if all(name in trace for trace in traces)] if traces else []
+    return {name: np.concatenate([np.asarray(t[name]) for t in traces]) for name in names}
+
+
 def join(
-    clip: AlignmentVariables, keys: variables_lib.Geometry, index: int, config: AlignmentConfig
+    clip: AlignmentVariables,
+    keys: variables_lib.Geometry,
+    index: int,
+    config: AlignmentConfig,
+    stride: int = 1,
 ) -> AlignmentVariables:
     """Returns the clip's variables, moved so that its frame 0 is key frame `index`.
 
     P_n <- K S(inv(P_0) P_n), D_n <- s D_n: K the key frame's pose in the key-frame pass, P_0 the
     clip's own pose of that frame. S multiplies the translation by s = median(depth of the key
-    frame in the key-frame pass / in the clip), 1 without `config.join_rescale`.
+    frame in the key-frame pass / in the clip), 1 without `config.join_rescale`. stride: of the
+    pixels that the key-frame pass looked at.
     """
-    geometry = _decode(clip, config)
+    geometry = variables_lib.decode(clip, config, clip.log_depth.shape[-2:])
     scale = jnp.ones(())
     if config.join_rescale:
-        scale = jnp.median(keys.depth[index] / geometry.depth[0])
+        scale = jnp.median(keys.depth[index] / lattice.images(geometry.depth[0], stride))
     local = rigid.compose(rigid.invert(geometry.world_from_cam[:1]), geometry.world_from_cam)
     local = local.at[:, :3, 3].multiply(scale)
     poses = rigid.compose(keys.world_from_cam[index], local)
@@ -186,13 +374,3 @@ def _renumber(flow: OpticalFlow | None, frames: np.ndarray, num_frames: int) -> 
     if inside.all():
         return dataclasses.replace(flow, pairs=local)
     return OpticalFlow(local[inside], flow.flow[inside], flow.weight[inside], name=flow.name)
-
-
-def _known_of(known: variables_lib.Known | None, frames: np.ndarray) -> variables_lib.Known | None:
-    if known is None:
-        return None
-    return jax.tree.map(lambda values: np.asarray(values)[frames], known)
-
-
-def _rows(values: Array | None, frames: np.ndarray) -> np.ndarray | None:
-    return None if values is None else np.asarray(values)[frames]
