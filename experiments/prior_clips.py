@@ -140,9 +140,19 @@ def process(clip: Clip, job: Job) -> Done:
     if record.is_complete(signature):
         return Done(len(record.files), 0)
     paths, computed = job.run(clip, record, lambda: record.save(signature, complete=False))
+    _sweep(paths)
     record.files = {str(path): record.files[str(path)] for path in paths}
     record.save(signature, complete=True)
     return Done(len(paths), computed)
+
+
+def _sweep(paths: list[Path]) -> None:
+    """Removes what a killed run left half-written beside its files (`io.atomic`)."""
+    ours = {path.name for path in paths}
+    for folder in {path.parent for path in paths}:
+        for hidden in folder.glob(".*.npz.*"):
+            if hidden.name[1:].rpartition(".")[0] in ours:
+                hidden.unlink(missing_ok=True)
 
 
 class _Item(NamedTuple):

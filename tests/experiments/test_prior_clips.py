@@ -120,9 +120,12 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(prior_files, "write_prior", original)
     record = json.loads(clip.record_path.read_text())["depth"]
     assert not record["complete"] and len(record["files"]) == 2  # the batch that was whole
+    killed = written[0].with_name(f".{written[0].name}.0123abcd")  # as kill -9 leaves it
+    killed.write_bytes(b"half")
     network = Network()
     assert prior_clips.process(clip, job(network)) == prior_clips.Done(5, 3)
     assert network.seen == [2, 1]
+    assert not killed.exists()
 
 
 def test_focals_and_sizes(tmp_path):
