@@ -160,7 +160,7 @@ def register_scene(
         predictions.pointmap1, predictions.confidence1, points, graph.pairs[:, 0]
     )
     world_from_cam = jnp.asarray(world_from_cam, jnp.float32)
-    similarity = _replace_unusable(
+    similarity = replace_unusable(
         pair_scale, pair_rotation, pair_translation, world_from_cam[graph.pairs[:, 0]]
     )
     if not bool(jnp.all(jnp.isfinite(points))):
@@ -168,7 +168,7 @@ def register_scene(
     pair_scale, pair_rotation, pair_translation = similarity
     points, world_from_cam, depth = _normalise_scale(points, world_from_cam, pair_scale, config)
     if not bool(jnp.all(jnp.isfinite(depth))):
-        depth = _fill_depth(depth)
+        depth = fill_depth(depth)
     return StartingScene(
         points=points,
         depth=depth,
@@ -188,7 +188,11 @@ def pair_scores(predictions: PairPredictions) -> np.ndarray:
 
 @jax.jit
 def _mean_confidences(confidence1: Array, confidence2: Array) -> Array:
-    return jnp.stack([jnp.mean(c, axis=(1, 2)) for c in (confidence1, confidence2)])
+    return jnp.stack([jnp.mean(_finite(c), axis=(1, 2)) for c in (confidence1, confidence2)])
+
+
+def _finite(values: Array) -> Array:
+    return jnp.where(jnp.isfinite(values), values, 0)
 
 
 def frame_confidence(predictions: PairPredictions, graph: PairGraph) -> jax.Array:
@@ -201,7 +205,8 @@ def frame_confidence(predictions: PairPredictions, graph: PairGraph) -> jax.Arra
 @partial(jax.jit, static_argnames="num_frames")
 def _largest_confidence(confidence1, confidence2, pairs, num_frames):
     largest = jnp.zeros((num_frames, *confidence1.shape[1:]), jnp.result_type(confidence1))
-    return largest.at[pairs[:, 0]].max(confidence1).at[pairs[:, 1]].max(confidence2)
+    largest = largest.at[pairs[:, 0]].max(_finite(confidence1))
+    return largest.at[pairs[:, 1]].max(_finite(confidence2))
 
 
 def register_pairs(
@@ -239,7 +244,13 @@ def _move_scene(points, world_from_cam, scale, rotation, translation):
 
 
 @jax.jit
-def _replace_unusable(scale, rotation, translation, world_from_cam):
+def replace_unusable(
+    scale: Array, rotation: Array, translation: Array, world_from_cam: Array
+) -> tuple[Array, Array, Array]:
+    """Similarities (P,), (P, 3, 3), (P, 3) of pairs without one become those of their first camera.
+
+    world_from_cam: (P, 4, 4) of the first frames. The scale is the geometric mean of the others.
+    """
     usable = jnp.isfinite(scale) & (scale > 0)
     logs = jnp.where(usable, jnp.log(jnp.where(usable, scale, 1)), 0)
     typical = jnp.exp(jnp.sum(logs) / jnp.maximum(jnp.sum(usable), 1))
@@ -274,8 +285,8 @@ def _fill_points(points, predictions, pairs, similarity):
 
 
 @jax.jit
-def _fill_depth(depth: Array) -> Array:
-    """Unknown depth becomes the median of its frame, and 1 in frames without any."""
+def fill_depth(depth: Array) -> Array:
+    """Unknown depth, NaN in (T, H, W), becomes the median of its frame, 1 in frames without any."""
     known = jnp.isfinite(depth)
     median = jax.vmap(depth_fit.lower_median)(depth, known)
     return jnp.where(known, depth, median[:, None, None])

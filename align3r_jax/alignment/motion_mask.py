@@ -138,6 +138,21 @@ def from_user(masks: Array | None, num_frames: int, height: int, width: int) -> 
     return masks.astype(np.float32) / scale > _GREY_THRESHOLD
 
 
+def given(masks: Array | None, shape: tuple[int, int, int]) -> tuple[jax.Array, jax.Array | bool]:
+    """Returns the masks of the user, (T, H, W) bool, and where they are given; traceable.
+
+    masks: bool, uint8 or grey values in [0, 1], NaN where not given; None: nowhere.
+    """
+    if masks is None:
+        return jnp.zeros(shape, bool), False
+    masks = jnp.asarray(masks)
+    if masks.dtype == bool:
+        return masks, True
+    if jnp.issubdtype(masks.dtype, jnp.integer):
+        return masks > 255 * _GREY_THRESHOLD, True
+    return masks > _GREY_THRESHOLD, ~jnp.isnan(masks)
+
+
 def update_from_scene(
     depth: Array,
     world_from_cam: Array,

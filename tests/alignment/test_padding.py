@@ -71,6 +71,10 @@ def test_padding_changes_nothing(shared_focal, traced):
     extra = [leaf[-1] for leaf in jax.tree.leaves(same_gradient) if leaf.shape[0] > 1]
     assert all(not np.any(np.asarray(leaf)) for leaf in extra)
 
+
+@pytest.mark.slow
+def test_padded_steps_are_the_same():
+    config, (variables, plain), (bigger, problem) = _problems(True, True)
     free = variables_lib.trainable(variables, config)
     short = adam.optimise(variables, plain, config, free)
     same = adam.optimise(bigger, problem, config, free)

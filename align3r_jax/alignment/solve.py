@@ -1,0 +1,202 @@
+"""Global alignment as one pure function of arrays: jit it, vmap it over clips, spread it.
+
+    variables, trace = align(predictions, graph, priors, config)
+
+Everything happens inside one compiled call: the start, the motion masks, the optimisation. The
+host's driver, with progress and the recorded start, is `alignment.align`; both share every piece.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from align3r_jax.alignment import motion_mask, objective
+from align3r_jax.alignment import start as start_lib
+from align3r_jax.alignment import variables as variables_lib
+from align3r_jax.alignment.solvers import adam
+from align3r_jax.alignment.terms import pointmap
+from align3r_jax.config import AlignmentConfig
+from align3r_jax.errors import UserError
+from align3r_jax.structs import (
+    AlignmentPriors,
+    AlignmentVariables,
+    Array,
+    PairGraph,
+    PairPredictions,
+)
+
+NO_PRIORS = AlignmentPriors()
+
+
+def align(
+    predictions: PairPredictions,
+    graph: PairGraph,
+    priors: AlignmentPriors = NO_PRIORS,
+    config: AlignmentConfig = AlignmentConfig(),
+) -> tuple[AlignmentVariables, dict[str, Array]]:
+    """Aligns the point maps of all pairs into one scene.
+
+    A pure function: traceable in all arrays, `graph.pairs` included; compiled once per shapes,
+    `graph` settings and config. `jax.vmap` over leading axes of predictions, graph and priors
+    aligns several clips (`alignment.batch` makes clips of different lengths fit).
+
+    Args:
+        predictions: T frames of H x W, P pairs, in the order of `graph.pairs`. Pixels that are not
+            finite weigh nothing.
+        graph: which pairs; parts that are not connected stand in one world as they are.
+        priors: flow, known cameras, masks, a start, and what is valid; all optional.
+        config: static.
+
+    Returns:
+        variables: `alignment.variables.decode(variables, config, (H, W))` says what they mean,
+            config being `variables.settings_with_known(config, priors.known)`.
+        trace: name -> (iterations,), the terms of the loss before each step, "total", "lr" and
+            "rejected", True where the step before led to something not finite and was taken back
+            (the losses are then those before it). And of the final scene "dynamic_mask" (T, H, W)
+            bool and "pair_losses" (P,), the mean weighted residual of every pair.
+
+    Raises:
+        UserError: shapes do not fit together.
+    """
+    _check(predictions, graph, priors)
+    return run(predictions, graph, priors, config)
+
+
+def _check(predictions: PairPredictions, graph: PairGraph, priors: AlignmentPriors) -> None:
+    try:
+        predictions.check(graph)
+    except ValueError as error:
+        raise UserError(f"{error} Give one prediction for every pair of the graph.") from error
+    pairs, height, width = predictions.confidence1.shape
+    maps = (graph.num_frames, height, width)
+    expected = {
+        "dynamic_mask": maps,
+        "ignore": maps,
+        "depth": maps,
+        "frame_valid": (graph.num_frames,),
+        "pair_valid": (pairs,),
+    }
+    for name, shape in expected.items():
+        value = getattr(priors, name)
+        if value is not None and tuple(jnp.shape(value)) != shape:
+            raise UserError(
+                f"The prior '{name}' has shape {tuple(jnp.shape(value))}, expected {shape}: "
+                f"{graph.num_frames} frames of {width}x{height}, {pairs} pairs."
+            )
+    if priors.flow is not None and tuple(priors.flow.flow.shape[1:3]) != (height, width):
+        raise UserError(
+            f"The optical flow is {priors.flow.flow.shape[2]}x{priors.flow.flow.shape[1]}, the "
+            f"predictions {width}x{height}; both must be at the working size."
+        )
+
+
+@functools.partial(jax.jit, static_argnames=("config", "axis"))
+def run(
+    predictions: PairPredictions,
+    graph: PairGraph,
+    priors: AlignmentPriors,
+    config: AlignmentConfig,
+    axis: str | None = None,
+) -> tuple[AlignmentVariables, dict[str, Array]]:
+    """`align` without checks.
+
+    axis: name of the mesh axis over which predictions, graph and flow are spread; everything else,
+    the result included, is the same on every device and counts the pairs of all of them.
+    """
+    known = priors.known
+    config = variables_lib.settings_with_known(config, known)
+    frames, (height, width) = graph.num_frames, predictions.confidence1.shape[1:]
+    start = priors.start
+    if start is None:
+        start = start_lib.initialise(
+            predictions,
+            graph,
+            config,
+            known=known,
+            frame_valid=priors.frame_valid,
+            pair_valid=priors.pair_valid,
+            axis=axis,
+        )
+    else:
+        start = variables_lib.with_known(jax.tree.map(jnp.asarray, start), known, config)
+    user_mask, is_given = motion_mask.given(priors.dynamic_mask, (frames, height, width))
+    problem = objective.prepare(
+        predictions,
+        graph,
+        priors.flow,
+        start,
+        user_mask,
+        config,
+        priors.frame_valid,
+        priors.pair_valid,
+        known=known,
+        ignore=priors.ignore,
+        depth_prior=priors.depth,
+        axis=axis,
+    )
+    finds_masks = priors.flow is not None and is_given is not True
+
+    def scene_mask(variables: AlignmentVariables) -> Array:
+        if not finds_masks:
+            return user_mask
+        scene = variables_lib.without_invalid(variables, problem.frame_valid, problem.pair_valid)
+        geometry = variables_lib.decode(scene, config, (height, width), problem.pair_valid)
+        found = motion_mask.update_from_scene(
+            *jax.lax.stop_gradient(
+                (geometry.depth, geometry.world_from_cam, geometry.intrinsics, priors.flow)
+            ),
+            config,
+            axis,
+        )
+        return jnp.where(is_given, user_mask, found)
+
+    # The masks of the start, then as many more as are asked for, evenly spread.
+    segments = 1 + (config.motion_mask_updates if finds_masks else 0)
+    length = -(-config.iterations // segments)
+    loop = functools.partial(
+        adam.scan,
+        config=config,
+        trainable=variables_lib.trainable(start, config, known),
+        num_steps=length,
+    )
+
+    def segment(state, first):
+        current = objective.with_dynamic_mask(problem, scene_mask(state.variables))
+        return loop(state, current, first)
+
+    state = adam.initial_state(start)
+    state, trace = jax.lax.scan(segment, state, length * jnp.arange(segments))
+    trace = {name: values.reshape(-1)[: config.iterations] for name, values in trace.items()}
+    variables = _last_finite(state, problem)
+    trace = adam.without_rejected(trace)
+    trace["dynamic_mask"] = scene_mask(variables)
+    trace["pair_losses"] = pair_losses(variables, problem, config)
+    return variables, trace
+
+
+def _last_finite(state: adam.State, problem: objective.Problem) -> AlignmentVariables:
+    """The variables after the last step, or before it if that step left the finite."""
+    last = variables_lib.without_invalid(state.variables, problem.frame_valid, problem.pair_valid)
+    finite = ~state.failed
+    for leaf in jax.tree.leaves(last):
+        finite &= jnp.all(jnp.isfinite(leaf))
+    return jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old), state.variables, state.last_good
+    )
+
+
+def pair_losses(
+    variables: AlignmentVariables, problem: objective.Problem, config: AlignmentConfig
+) -> Array:
+    """Returns (P,), the mean weighted residual of every pair over both of its sides."""
+    pair_valid = problem.pair_valid
+    variables = variables_lib.without_invalid(variables, problem.frame_valid, pair_valid)
+    geometry = variables_lib.decode(variables, config, problem.image_size, pair_valid)
+    _, sides = pointmap.alignment(
+        geometry, problem.pixels, problem.pointmaps, config.distance, config.residual_over_scale
+    )
+    sides = jnp.mean(sides, axis=0)
+    return sides if problem.axis is None else jax.lax.psum(sides, problem.axis)
