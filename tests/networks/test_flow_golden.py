@@ -39,8 +39,8 @@ def run(config, params, images, iterations, positions=None, **settings):
     @jax.jit
     def compute(params, first, second, positions):
         net = network.bind({"params": params})
-        source = net.encode_frames(first, return_intermediates=True)
-        target = net.encode_frames(second)
+        both = net.encode_frames(jnp.concatenate([first, second]), return_intermediates=True)
+        source, target = both.take(slice(0, 1)), both.take(slice(1, 2))
         begun = net.begin(source, target)
         found = {"source": source, "target": target, "begun": begun}
         if positions is not None:
