@@ -80,9 +80,14 @@ def from_pairs(
 
 def is_connected(pairs: np.ndarray, num_frames: int) -> bool:
     """True if every frame can be reached from every other, directions ignored."""
+    return not components(pairs, num_frames).any()
+
+
+def components(pairs: np.ndarray, num_frames: int) -> np.ndarray:
+    """Returns (num_frames,) int: frames that can reach each other have the same number, from 0."""
     pairs = np.asarray(pairs).reshape(-1, 2)
     links = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), (num_frames, num_frames))
-    return csgraph.connected_components(links, directed=False)[0] == 1
+    return csgraph.connected_components(links, directed=False)[1]
 
 
 def spanning_tree(scores: np.ndarray, pairs: np.ndarray, num_frames: int) -> np.ndarray:
