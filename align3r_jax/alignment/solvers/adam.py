@@ -17,6 +17,7 @@ import optax
 from flax import struct
 
 from align3r_jax.alignment import objective, schedule
+from align3r_jax.alignment.solvers import checkpointed
 from align3r_jax.config import AlignmentConfig
 from align3r_jax.structs import AlignmentVariables
 
@@ -61,6 +62,22 @@ def _transform() -> optax.GradientTransformation:
     return optax.scale_by_adam(b1=BETA1, b2=BETA2, eps=EPSILON)
 
 
+def _direction(moments: optax.ScaleByAdamState) -> AlignmentVariables:
+    """m / (sqrt(v) + eps), bias-corrected; its derivative is finite also where v is 0.
+
+    The moments are optax's, and so is the value; but the derivative of optax's own sqrt(0) is not
+    finite, and a variable that nothing pulls at has v = 0.
+    """
+    mean = optax.tree.bias_correction(moments.mu, BETA1, moments.count)
+    square = optax.tree.bias_correction(moments.nu, BETA2, moments.count)
+
+    def leaf(m, v):
+        positive = v > 0
+        return m / (jnp.where(positive, jnp.sqrt(jnp.where(positive, v, 1)), 0) + EPSILON)
+
+    return jax.tree.map(leaf, mean, square)
+
+
 def initial_state(variables: AlignmentVariables) -> State:
     """Returns the state before the first iteration, on buffers of its own."""
     variables = jax.tree.map(jnp.array, variables)
@@ -81,6 +98,7 @@ def scan(
     config: AlignmentConfig,
     trainable: AlignmentVariables,
     num_steps: int,
+    rematerialise: bool = False,
 ) -> tuple[State, dict[str, Array]]:
     """Runs iterations first_step ... first_step + num_steps - 1 of config.iterations.
 
@@ -88,6 +106,7 @@ def scan(
     beyond config.iterations change nothing. trainable: a bool per group (static), or one per frame.
     A step that leads to a loss or a gradient that is not finite is rejected: the variables go back
     to the last good ones, the moments are forgotten and the rate is halved for a while.
+    rematerialise: for gradients through the loop, which then keep some 2 sqrt(num_steps) states.
     Returns the new state and the trace, name -> (num_steps,): "total" before each step, the rate
     "lr", "rejected" (bool) and every term of `objective.term_names`.
     """
@@ -105,7 +124,8 @@ def scan(
             step, config.iterations, config.schedule, config.lr, config.lr_min
         )
         rate = rate * state.step_scale
-        updates, moments = _transform().update(gradient, state.moments)
+        _, moments = _transform().update(gradient, state.moments)
+        updates = _direction(moments)
         moved = jax.tree.map(lambda x, u: x - rate.astype(x.dtype) * u, state.variables, updates)
         active = step < config.iterations
 
@@ -127,7 +147,8 @@ def scan(
         trace = {name: terms[name] for name in objective.term_names(problem)}
         return following, trace | {"total": total, "lr": rate, "rejected": active & ~finite}
 
-    return jax.lax.scan(body, state, first_step + jnp.arange(num_steps))
+    loop = checkpointed.scan if rematerialise else jax.lax.scan
+    return loop(body, state, first_step + jnp.arange(num_steps))
 
 
 def without_rejected(trace: dict[str, Array]) -> dict[str, Array]:

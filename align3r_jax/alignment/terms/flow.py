@@ -13,12 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from align3r_jax.alignment.terms import pointmap
+from align3r_jax.alignment.terms import gradient_rule, pointmap
 from align3r_jax.alignment.variables import Geometry
 from align3r_jax.geometry import warp
 from align3r_jax.structs import OpticalFlow, PairGraph
 
 Array = jax.Array
+
+SMALLEST_DEPTH = 1e-12  # that divides, unit of the scene
 
 
 @struct.dataclass
@@ -161,7 +163,8 @@ def _field_residual(disparity, homography, epipole, data_chunk, static, pixels):
         for a in range(3)
     ]
     z = y[2] + warp.PROJECTION_EPSILON
-    inverse = 1 / jnp.where(z == 0, warp.PROJECTION_EPSILON, z)
+    # So near the camera plane that a derivative would overflow: huge, and cut, either way.
+    inverse = 1 / jnp.where(jnp.abs(z) < SMALLEST_DEPTH, warp.PROJECTION_EPSILON, z)
     residual = [y[a] * inverse - pixels[a] - flow[:, a] for a in range(2)]
     return y, inverse, residual, trust * static[source], shift
 
@@ -183,6 +186,21 @@ def _kept(costs_and_masks, mask, pixel_cut):
     return cost, sum(jnp.sum(m, axis=-1) for m in masks)
 
 
+def _plain(disparity, homography, epipole, data, pixels, pixel_cut):
+    """`robust_sums` without its rule: its gradient costs more, but reaches everything."""
+
+    def body(_, chunk):
+        *values, m, b = chunk
+        _, _, residual, mask, _ = _field_residual(disparity, m, b, values, data.static, pixels)
+        kept = [_smooth_l1(r, mask, pixel_cut) for r in residual]
+        return None, _kept(kept, mask, pixel_cut)
+
+    body = jax.checkpoint(body, prevent_cse=False)
+    chunks = (data.flow, data.trust, data.source, homography, epipole)
+    _, (residual, trust) = jax.lax.scan(body, None, chunks)
+    return jnp.sum(data.count * residual, axis=(1, 2)), jnp.sum(data.count * trust, axis=(1, 2))
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def robust_sums(
     disparity: Array,
@@ -196,22 +214,17 @@ def robust_sums(
 
     h = smooth-L1(ego - flow) per component, ego = pi(M (x, 1) + b disparity) - x, m = trust of the
     flow at static pixels with h < pixel_cut, c_f = count of the field. disparity: (T, L).
-    homography M (N, C, 3, 3), epipole b (N, C, 3) of every field. Differentiable once through the
-    first result, in one pass; no gradient passes through m.
+    homography M (N, C, 3, 3), epipole b (N, C, 3) of every field. The gradient of the first result
+    by the scene takes one pass, together with the value; gradients by the data take a pass of their
+    own. The cut is a switch: m depends on trust, but not on the scene.
     """
-
-    def body(_, chunk):
-        *values, m, b = chunk
-        _, _, residual, mask, _ = _field_residual(disparity, m, b, values, data.static, pixels)
-        kept = [_smooth_l1(r, mask, pixel_cut) for r in residual]
-        return None, _kept(kept, mask, pixel_cut)
-
-    chunks = (data.flow, data.trust, data.source, homography, epipole)
-    _, (residual, trust) = jax.lax.scan(body, None, chunks)
-    return jnp.sum(data.count * residual, axis=(1, 2)), jnp.sum(data.count * trust, axis=(1, 2))
+    return _plain(disparity, homography, epipole, data, pixels, pixel_cut)
 
 
 def _forward(disparity, homography, epipole, data, pixels, pixel_cut):
+    inputs = disparity, homography, epipole, data, pixels
+    by_data = gradient_rule.is_perturbed((data, pixels))
+    disparity, homography, epipole, data, pixels = inputs = gradient_rule.values_of(inputs)
     roles = data.count.shape[0]
 
     def body(disparity_gradient, chunk):
@@ -240,18 +253,22 @@ def _forward(disparity, homography, epipole, data, pixels, pixel_cut):
             )
         return disparity_gradient, (_kept(kept, mask, pixel_cut), by_matrix, moment[..., 2])
 
+    body = jax.checkpoint(body, prevent_cse=False)  # for gradients of gradients
     start = jnp.zeros((roles, *disparity.shape), disparity.dtype)
     count = jnp.moveaxis(data.count, 0, 1)
     chunks = (data.flow, data.trust, data.source, count, homography, epipole)
     disparity_gradient, (sums, by_matrix, by_epipole) = jax.lax.scan(body, start, chunks)
     value = tuple(jnp.sum(data.count * part, axis=(1, 2)) for part in sums)
-    return value, (disparity_gradient, by_matrix, by_epipole, data.count)
+    gradient = disparity_gradient, by_matrix, by_epipole
+    return value, gradient_rule.Saved(gradient, inputs, by_data)
 
 
 def _backward(pixel_cut, saved, cotangent):
-    disparity_gradient, by_matrix, by_epipole, count = saved
-    roles = cotangent[0]
-    per_field = jnp.tensordot(roles, count, axes=1)
+    if saved.by_data:
+        return gradient_rule.pull_back(lambda *inputs: _plain(*inputs, pixel_cut), saved, cotangent)
+    disparity_gradient, by_matrix, by_epipole = saved.gradient
+    roles = gradient_rule.instantiated(cotangent[0])
+    per_field = jnp.tensordot(roles, saved.inputs[3].count, axes=1)
     return (
         jnp.tensordot(roles, disparity_gradient, axes=1),
         per_field[..., None, None] * by_matrix,
@@ -261,7 +278,7 @@ def _backward(pixel_cut, saved, cotangent):
     )
 
 
-robust_sums.defvjp(_forward, _backward)
+robust_sums.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def flow_terms(

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from align3r_jax.alignment.terms import gradient_rule
 from align3r_jax.alignment.variables import Geometry
 from align3r_jax.structs import PairGraph, PairPredictions
 
@@ -202,7 +203,32 @@ def _by_row(chunk_sums: Array, data: PointmapData) -> Array:
     return rows.reshape(2, data.num_pairs, *shape)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _distance(square: Array, distance: Literal["l1", "l2"], floor: float) -> tuple[Array, Array]:
+    """Returns rho and s, d rho / d r = r / s, from |r|^2. Differentiable, also at 0."""
+    if distance == "l2":
+        return square, jnp.full_like(square, 0.5)
+    if floor > 0:
+        root = jnp.sqrt(square + floor**2)
+        return square / (root + floor), root
+    apart = square > 0
+    rho = jnp.where(apart, jnp.sqrt(jnp.where(apart, square, 1)), 0)
+    return rho, jnp.maximum(rho, TINY)
+
+
+def _plain(points, matrix, offset, pair_weight, data, distance, floor):
+    """`weighted_residual` without its rule: its gradient costs more, but reaches everything."""
+
+    def body(_, chunk):
+        _, square = _chunk_residual(points, matrix, offset, chunk, data.num_pairs)
+        rho, _ = _distance(square, distance, floor)
+        return None, jnp.sum(chunk[1] * rho, axis=-1)
+
+    body = jax.checkpoint(body, prevent_cse=False)
+    sums = _by_row(jax.lax.scan(body, None, _chunks(data))[1], data)
+    return jnp.sum(pair_weight * sums), sums
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def weighted_residual(
     points: Array,
     matrix: Array,
@@ -210,50 +236,54 @@ def weighted_residual(
     pair_weight: Array,
     data: PointmapData,
     distance: Literal["l1", "l2"],
+    floor: float = 0.0,
 ) -> tuple[Array, Array]:
     """sum_e v_e sum_p w_e(p) rho(X_n(p) - A_e x_e(p) - b_e), rho(r) = |r| ("l1") or |r|^2 ("l2").
 
     points X: (T, 3, L) world. matrix A: (P, 3, 3), offset b: (P, 3), pair_weight v: (P,).
-    Returns the sum and its parts before v, (2, P): side 0, side 1 of every pair. Differentiable
-    once through the sum (not through the parts), in one pass; the gradient of |r| at 0 is 0.
+    floor f > 0 rounds the tip of |r| off: rho(r) = sqrt(|r|^2 + f^2) - f.
+    Returns the sum and its parts before v, (2, P): side 0, side 1 of every pair. The gradient of
+    the sum by all but the data takes one pass, together with the value; gradients by the data,
+    and of the parts, take a pass of their own. The gradient of |r| at 0 is 0.
     """
-
-    def body(_, chunk):
-        _, square = _chunk_residual(points, matrix, offset, chunk, data.num_pairs)
-        rho = jnp.sqrt(square) if distance == "l1" else square
-        return None, jnp.sum(chunk[1] * rho, axis=-1)
-
-    sums = _by_row(jax.lax.scan(body, None, _chunks(data))[1], data)
-    return jnp.sum(pair_weight * sums), sums
+    return _plain(points, matrix, offset, pair_weight, data, distance, floor)
 
 
-def _forward(points, matrix, offset, pair_weight, data, distance):
+def _forward(points, matrix, offset, pair_weight, data, distance, floor):
+    inputs = points, matrix, offset, pair_weight, data
+    by_data = gradient_rule.is_perturbed(data)
+    points, matrix, offset, pair_weight, data = inputs = gradient_rule.values_of(inputs)
+
     def body(points_gradient, chunk):
         observed, weight, frame, row = chunk
         residual, square = _chunk_residual(points, matrix, offset, chunk, data.num_pairs)
-        if distance == "l1":
-            rho = jnp.sqrt(square)
-            slope = weight / jnp.maximum(rho, TINY)
-        else:
-            rho, slope = square, 2 * weight
+        rho, divisor = _distance(square, distance, floor)
+        slope = weight / divisor
         slope = slope * pair_weight[row % data.num_pairs][:, None]
         force = jnp.stack([slope * component for component in residual], axis=1)
         moment = jnp.einsum("cal,cbl->cab", force, observed, precision="highest")
         sums = jnp.sum(weight * rho, axis=-1), moment, jnp.sum(force, axis=-1)
         return points_gradient.at[frame].add(force), sums
 
+    body = jax.checkpoint(body, prevent_cse=False)  # for gradients of gradients
     points_gradient, sums = jax.lax.scan(body, jnp.zeros_like(points), _chunks(data))
     parts, moment, force = (_by_row(value, data) for value in sums)
     gradient = (points_gradient, -jnp.sum(moment, axis=0), -jnp.sum(force, axis=0))
-    return (jnp.sum(pair_weight * parts), parts), (*gradient, jnp.sum(parts, axis=0))
+    gradient = (*gradient, jnp.sum(parts, axis=0))
+    return (jnp.sum(pair_weight * parts), parts), gradient_rule.Saved(gradient, inputs, by_data)
 
 
-def _backward(distance, gradient, cotangent):
-    scaled = tuple(cotangent[0] * value for value in gradient)
+def _backward(distance, floor, saved, cotangent):
+    of_sum, of_parts = cotangent
+    if saved.by_data or gradient_rule.counts(of_parts):
+        return gradient_rule.pull_back(
+            lambda *inputs: _plain(*inputs, distance, floor), saved, cotangent
+        )
+    scaled = tuple(gradient_rule.instantiated(of_sum) * value for value in saved.gradient)
     return *scaled, None
 
 
-weighted_residual.defvjp(_forward, _backward)
+weighted_residual.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def alignment(
@@ -263,22 +293,23 @@ def alignment(
     distance: Literal["l1", "l2"],
     residual_over_scale: bool = False,
     pair_valid: Array | None = None,
+    floor: float = 0.0,
 ) -> tuple[Array, Array]:
     """L = sum_e sum_p w rho(X_i - sigma_e (R_e (a_e x_i,e) + T_e)) / (P L) + the same for frame j.
 
     residual_over_scale: the residual is divided by sigma_e first, so that with known poses the
     loss does not fall by shrinking everything. pair_valid: (P,) 0 or 1, the pairs counted by P;
-    the observations of the others have weight 0 (`prepare`). Returns L and its parts per pair,
-    (2, P): the mean over the pixels of each side (without a gradient). alignment terms of DUSt3R,
-    eq. 5.
+    the observations of the others have weight 0 (`prepare`). floor: of `weighted_residual`, before
+    any division. Returns L and its parts per pair, (2, P): the mean over the pixels of each side.
+    alignment terms of DUSt3R, eq. 5.
     """
     points = world_points(geometry, pixels)
     pair_weight = jnp.ones_like(geometry.pair_scale)
     if residual_over_scale:
         pair_weight = geometry.pair_scale ** (-1 if distance == "l1" else -2)
     total, parts = weighted_residual(
-        points, geometry.pair_matrix, geometry.pair_offset, pair_weight, data, distance
+        points, geometry.pair_matrix, geometry.pair_offset, pair_weight, data, distance, floor
     )
-    parts = jax.lax.stop_gradient(parts * pair_weight) / pixels.shape[1]
+    parts = parts * pair_weight / pixels.shape[1]
     count = data.num_pairs if pair_valid is None else jnp.maximum(jnp.sum(pair_valid), 1)
     return total / (count * pixels.shape[1]), parts
