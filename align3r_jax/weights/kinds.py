@@ -77,7 +77,7 @@ KINDS: dict[str, Kind] = {
         ),
         Kind(
             "depth_anything", "a depth network, Depth Anything V2",
-            "--prior=depth_anything_v2_small (or the size it has) --prior_weights", "depth",
+            "--prior=auto --prior_weights", "depth",
             "networks.depth_anything:DepthAnythingConfig", "DEPTH_ANYTHING_PRESETS",
             "networks.depth_anything", "weights.tables.depth_anything",
         ),

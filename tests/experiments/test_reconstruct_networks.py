@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 from absl.testing import flagsaver
+from PIL import Image
 
 import align3r_jax
 from align3r_jax.config import AlignmentConfig, FlowConfig, PairConfig, ReconstructConfig
@@ -148,6 +149,20 @@ def test_what_cannot_work_gets_a_sentence(video, weights, tmp_path, monkeypatch)
     os.link(weights["depth_anything"], folder / "depth_anything_v2_small.pth")
     monkeypatch.setenv(published.SEARCH_VARIABLE, str(folder))
     _expect("but --prior=depth_anything_v2_small", video, output, prior="depth_anything_v2_small")
+
+
+def test_the_focal_in_pictures_is_told_to_the_network(video, weights, tmp_path):
+    assert reconstruct._focal_of_pictures(str(video)) is None
+    assert reconstruct._focal_of_pictures("film.mp4") is None
+    shot = tmp_path / "shot"
+    shot.mkdir()
+    exif = Image.Exif()
+    exif[0xA405] = 28
+    for k in range(2):
+        Image.new("RGB", (96, 64), (k, 9, 200)).save(shot / f"{k}.jpg", exif=exif)
+    expected = 28 * np.hypot(96, 64) / np.hypot(36, 24)
+    for source in (shot, shot / "*.jpg"):
+        np.testing.assert_allclose(reconstruct._focal_of_pictures(str(source)), expected)
 
 
 def test_weights_are_part_of_what_a_resumed_run_depends_on(video, weights):
