@@ -2,7 +2,7 @@
 
     scene = align3r_jax.reconstruct(frames)             # frames: (T, H, W, 3) uint8
     model = align3r_jax.load("weights/align3r")         # converted or official weights
-    result = align3r_jax.align(predictions, graph, flow, config)   # any predictor's point maps
+    variables, trace = align3r_jax.align(predictions, graph, priors, config)   # pure: jit, vmap
 
 Names are imported when first used, so that `import align3r_jax` costs nothing.
 """
@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from align3r_jax.alignment.align import align as align
+    from align3r_jax.alignment.solve import align as align
     from align3r_jax.config import AlignmentConfig as AlignmentConfig
     from align3r_jax.config import FlowConfig as FlowConfig
     from align3r_jax.config import NetworkConfig as NetworkConfig
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from align3r_jax.io.scene_folder import save_scene as save_scene
     from align3r_jax.io.video import read_frames as read_frames
     from align3r_jax.pipeline import reconstruct as reconstruct
+    from align3r_jax.structs import AlignmentPriors as AlignmentPriors
     from align3r_jax.structs import Frames as Frames
     from align3r_jax.structs import KnownCameras as KnownCameras
     from align3r_jax.structs import PairPredictions as PairPredictions
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
     from align3r_jax.weights.store import load as load
 
 _HOME = {
-    "align": "align3r_jax.alignment.align",
+    "align": "align3r_jax.alignment.solve",
     "AlignmentConfig": "align3r_jax.config",
+    "AlignmentPriors": "align3r_jax.structs",
     "FlowConfig": "align3r_jax.config",
     "NetworkConfig": "align3r_jax.config",
     "PairConfig": "align3r_jax.config",

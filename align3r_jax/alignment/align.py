@@ -14,7 +14,7 @@ from absl import logging
 from flax import struct
 
 from align3r_jax.alignment import initialise as initialise_lib
-from align3r_jax.alignment import motion_mask, objective, two_view
+from align3r_jax.alignment import motion_mask, objective, soundness, two_view
 from align3r_jax.alignment import variables as variables_lib
 from align3r_jax.alignment.solvers import adam, second_order
 from align3r_jax.alignment.terms import flow as flow_term
@@ -110,7 +110,7 @@ def solve(task: Task, progress: adam.Progress | None = None) -> Solved:
     return Solved(outcome, pair_losses(outcome.variables, problem, task.config))
 
 
-def align(
+def align_graph(
     predictions: PairPredictions,
     graph: PairGraph,
     flow: OpticalFlow | None,
@@ -162,7 +162,7 @@ def prepare(
     Raises:
         UserError: the inputs do not fit together.
     """
-    predictions.check(graph)
+    predictions = soundness.checked(predictions.check(graph), graph)
     height, width = predictions.confidence1.shape[1:]
     if flow is not None and tuple(flow.flow.shape[1:3]) != (height, width):
         raise UserError(
@@ -240,6 +240,27 @@ def finish(task: Task, solved: Solved) -> AlignResult:
         confidence=initialise_lib.frame_confidence(task.predictions, task.graph),
         pairs=task.graph.pairs,
         failed=outcome.failed,
+        fixed_world=known is not None and known.world_from_cam is not None,
+    )
+
+
+def result_of(
+    predictions: PairPredictions,
+    graph: PairGraph,
+    variables: AlignmentVariables,
+    trace: dict[str, Array],
+    known: variables_lib.Known | None = None,
+) -> AlignResult:
+    """Returns what `alignment.solve.align` gave as a result that `finish.to_scene` takes."""
+    trace = {name: np.asarray(values) for name, values in trace.items()}
+    return AlignResult(
+        variables=variables,
+        dynamic_mask=trace.pop("dynamic_mask"),
+        pair_losses=trace.pop("pair_losses"),
+        trace=trace,
+        confidence=initialise_lib.frame_confidence(predictions, graph),
+        pairs=graph.pairs,
+        failed=bool(trace["rejected"][-1:].any()),
         fixed_world=known is not None and known.world_from_cam is not None,
     )
 

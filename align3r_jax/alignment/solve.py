@@ -3,7 +3,7 @@
     variables, trace = align(predictions, graph, priors, config)
 
 Everything happens inside one compiled call: the start, the motion masks, the optimisation. The
-host's driver, with progress and the recorded start, is `alignment.align`; both share every piece.
+host's driver, with progress and the recorded start, is `align.align_graph`; both share every piece.
 """
 
 from __future__ import annotations

@@ -19,12 +19,13 @@ from align3r_jax.alignment import (
     hierarchical,
     initialise,
     known_cameras,
+    soundness,
     spanning_tree,
     variables,
 )
 from align3r_jax.alignment.initialise import StartingScene
 from align3r_jax.config import AlignmentConfig
-from align3r_jax.geometry import camera, rigid
+from align3r_jax.geometry import camera
 from align3r_jax.structs import (
     AlignmentVariables,
     Array,
@@ -101,14 +102,17 @@ def align(
     known: variables.Known | None,
     **options: Any,
 ) -> Aligned:
-    """Aligns one graph with whatever is known of its cameras; options: of `align.align`."""
+    """Aligns one graph with whatever is known of its cameras; options: of `align_graph`."""
+    predictions = soundness.checked(predictions, graph)
+    doubts = soundness.notes(predictions, graph)
     if known is None or known.world_from_cam is None:
-        return Aligned(align_lib.align(predictions, graph, flow, config, known=known, **options))
+        result = align_lib.align_graph(predictions, graph, flow, config, known=known, **options)
+        return Aligned(result, notes=doubts)
     placed = place(predictions, graph, config, known)
-    result = align_lib.align(
+    result = align_lib.align_graph(
         predictions, graph, flow, placed.config, known=placed.known, start=placed.start, **options
     )
-    return Aligned(result, placed.world, placed.known.fixes_scale, placed.notes)
+    return Aligned(result, placed.world, placed.known.fixes_scale, doubts + placed.notes)
 
 
 def align_video(
@@ -171,7 +175,7 @@ def place(
     mask = slice(None) if known.pose_mask is None else np.asarray(known.pose_mask)
     centre = np.asarray(known.world_from_cam)[mask, :3, 3].mean(axis=0)
     gain = variables.scale_normalisation(jnp.log(scene.pair_scale), free_config)
-    world = World(fit.scale, np.eye(3), centre)
+    world = World(fit.scale, fit.rotation, centre)
     if fixes_scale and known.rotation_deviation is None:
         growth = known_cameras.parallax_scale(
             predictions,
@@ -182,7 +186,7 @@ def place(
             known.pose_mask,
         )
         if 1 / _MAX_CORRECTION < growth < _MAX_CORRECTION:
-            world = World(fit.scale * growth, np.eye(3), centre)
+            world = dataclasses.replace(world, scale=fit.scale * growth)
     deviation = known.translation_deviation
     inner = dataclasses.replace(
         known,
@@ -193,9 +197,9 @@ def place(
     inner_config = variables.settings_with_known(config, inner)
     if fixes_scale:
         inner_config = dataclasses.replace(inner_config, residual_over_scale=True)
-    # The scene keeps its size about the middle of the known cameras.
+    # Its origin is the middle of the known cameras, so that the user's own plays no part.
     middle = fit.rotation.T @ (centre - fit.translation) / fit.scale
-    moved = _moved(scene, gain, fit.rotation, -fit.rotation @ middle)
+    moved = _shifted(scene, gain, -middle)
     start = variables.with_known(initialise.encode(moved, inner_config), inner, inner_config)
     return Placed(start, inner, inner_config, world, notes(fit, known, fixes_scale))
 
@@ -270,21 +274,16 @@ def _parallax(scene: StartingScene) -> float:
     return float(np.sqrt(((centres - centres.mean(axis=0)) ** 2).sum(-1).mean())) / typical
 
 
-def _moved(
-    scene: StartingScene, gain: Array, rotation: np.ndarray, translation: np.ndarray
-) -> StartingScene:
-    """Returns the scene under the rigid motion x -> R x + t, its pair similarities along with it.
+def _shifted(scene: StartingScene, gain: Array, shift: np.ndarray) -> StartingScene:
+    """Returns the scene moved by x -> x + shift, its pair similarities along with it.
 
     gain: g, by which points and poses are multiplied already, and the similarities are here.
     """
-    turn, shift = jnp.asarray(rotation, jnp.float32), jnp.asarray(translation, jnp.float32)
-    motion = rigid.pose(turn, shift)
-    offsets = gain * rigid.rotate(turn, scene.pair_translation) + shift
+    offset = jnp.asarray(shift, jnp.float32)
     return dataclasses.replace(
         scene,
-        points=rigid.apply(motion, scene.points),
-        world_from_cam=rigid.compose(motion, scene.world_from_cam),
+        points=scene.points + offset,
+        world_from_cam=scene.world_from_cam.at[:, :3, 3].add(offset),
         pair_scale=gain * scene.pair_scale,
-        pair_rotation=rigid.compose(turn, scene.pair_rotation),
-        pair_translation=offsets,
+        pair_translation=gain * scene.pair_translation + offset,
     )

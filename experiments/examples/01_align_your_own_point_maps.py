@@ -8,7 +8,7 @@ its own) for your pairwise network. About a minute on two cores, most of it comp
 
 import align3r_jax
 from align3r_jax import pairing
-from align3r_jax.alignment import finish
+from align3r_jax.alignment import align, finish
 from align3r_jax.evaluation import summary
 from data.procedural import benchmark, clip, oracle
 
@@ -28,8 +28,11 @@ def main() -> dict[str, float]:
     # 3. Optical flow is optional; with it moving things are masked and cameras get sharper.
     flow = clip.flow_between(video, pairing.directed_pairs(graph))
 
+    # 4. One pure function of arrays (jit, vmap, shard it); then what its variables mean.
     config = align3r_jax.AlignmentConfig(iterations=100)
-    result = align3r_jax.align(predictions, graph, flow, config)
+    priors = align3r_jax.AlignmentPriors(flow=flow)
+    variables, trace = align3r_jax.align(predictions, graph, priors, config)
+    result = align.result_of(predictions, graph, variables, trace)
     scene = finish.to_scene(result, frames, config)
 
     errors = summary.evaluate_scene(

@@ -50,7 +50,7 @@ def test_recorded_run_with_flow_and_masks(golden_dir, scene, size):
     curve = golden["demo_loss_curve"]
     config = AlignmentConfig(iterations=len(curve), motion_mask_updates=0, **PARITY)
     graph = recorded.graph(scene["edges"])
-    result = align_lib.align(
+    result = align_lib.align_graph(
         recorded.predictions(scene), graph, recorded.flow(scene, graph.pairs), config
     )
     assert (result.dynamic_mask != golden["dynamic_masks"]).mean() < 1e-3
@@ -76,7 +76,7 @@ def test_recorded_run_with_known_cameras(golden_dir, scene, size):
     )
     graph = recorded.graph(scene["edges"])
     predictions = recorded.predictions(scene)
-    result = align_lib.align(predictions, graph, None, config, known=known)
+    result = align_lib.align_graph(predictions, graph, None, config, known=known)
     np.testing.assert_allclose(result.trace["total"][0], golden["known_init_loss"], rtol=1e-3)
     error = np.abs(result.trace["total"] / curve - 1)
     assert error[:30].max() < 1e-3 and error.max() < 6e-2 and error[-1] < 5e-4
@@ -102,7 +102,7 @@ def test_residuals_over_the_pair_scale_keep_the_depth_of_known_cameras(scene, si
     known = variables_lib.Known(
         world_from_cam=scene["poses"], focal=np.full(frames, float(scene["focal"]))
     )
-    result = align_lib.align(
+    result = align_lib.align_graph(
         recorded.predictions(scene), recorded.graph(scene["edges"]), None, config, known=known
     )
     depth = np.exp(np.asarray(result.variables.log_depth))
@@ -112,7 +112,7 @@ def test_residuals_over_the_pair_scale_keep_the_depth_of_known_cameras(scene, si
 @pytest.mark.slow
 def test_defaults_recover_the_scene(scene, size):
     config = AlignmentConfig()
-    result = align_lib.align(
+    result = align_lib.align_graph(
         recorded.predictions(scene),
         recorded.graph(scene["edges"]),
         _one_field_per_direction(scene),
@@ -136,7 +136,7 @@ def test_two_frames_are_their_two_view_scene(golden_dir, scene, size):
     first = int(np.flatnonzero((scene["edges"][:half] == [0, 1]).all(-1))[0])
     predictions = recorded.predictions(scene, np.array([first, first + half]))
     config = AlignmentConfig(motion_min_error_px=0.0)
-    result = align_lib.align(predictions, graph, None, config)
+    result = align_lib.align_graph(predictions, graph, None, config)
     geometry = variables_lib.decode(result.variables, config, size)
     assert result.trace == {}
     np.testing.assert_allclose(geometry.focal, golden["pair_focals"][first], rtol=1e-4)
@@ -153,6 +153,6 @@ def test_flow_of_another_size_is_refused(scene):
     fields = np.zeros((1, 8, 8, 2), np.float32)
     flow = OpticalFlow(pairs=np.array([[0, 1]]), flow=fields, weight=fields[..., 0])
     with pytest.raises(UserError, match="working size"):
-        align_lib.align(
+        align_lib.align_graph(
             recorded.predictions(scene), recorded.graph(scene["edges"]), flow, AlignmentConfig()
         )

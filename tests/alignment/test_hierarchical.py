@@ -125,7 +125,7 @@ def test_each_clip_alone_with_flow(golden_dir, video):
     for clip, frames in enumerate(video.plan["clips"]):
         pairs, graph, prior = _clip_inputs(video, golden, clip, "pose_graphs")
         rows = video.rows(pairs)
-        result = align_lib.align(
+        result = align_lib.align_graph(
             recorded.predictions(video.scene, rows),
             graph,
             recorded.flow(video.scene, graph.pairs, rows),
@@ -175,7 +175,7 @@ def test_each_clip_alone_in_the_depth_evaluation(golden_dir, video):
     for clip, frames in enumerate(video.plan["clips"]):
         pairs, graph, prior = _clip_inputs(video, golden, clip, "depth_graphs")
         predictions = video.predict_equal_confidence(recorded.graph(pairs, video.num_frames))
-        result = align_lib.align(predictions, graph, None, config, key_frame_prior=prior)
+        result = align_lib.align_graph(predictions, graph, None, config, key_frame_prior=prior)
         start = golden[f"clip{clip}_loss_curve"][0]
         np.testing.assert_allclose(result.trace["total"][0], start, rtol=1e-3)
         geometry = variables_lib.decode(result.variables, config, video.size)
