@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from align3r_jax import pairing, stages
-from align3r_jax.alignment import finish, user_inputs, user_world
+from align3r_jax import plan as plan_lib
+from align3r_jax.alignment import finish, hierarchical, user_inputs, user_world
 from align3r_jax.alignment.terms import prior_depth
 from align3r_jax.config import ReconstructConfig
 from align3r_jax.errors import UserError
@@ -27,6 +28,8 @@ from align3r_jax.structs import (
 )
 from align3r_jax.weights import kinds
 from align3r_jax.weights.store import LoadedNetwork
+
+_FLOWS_AT_ONCE = 32
 
 
 def reconstruct(
@@ -68,6 +71,17 @@ def reconstruct(
     user, sentences = user_inputs.prepare(frames, cameras, masks, config.alignment)
     for sentence in sentences:
         run.limit(sentence)
+    height, width = frames.images.shape[1:3]
+    plan = plan_lib.make_plan(
+        frames.num_frames,
+        height,
+        width,
+        config,
+        network=None if model is None else model.config,
+        max_memory=plan_lib.parse_memory(config.max_memory) if config.max_memory else None,
+    )
+    run.tell(plan.describe())
+    config = plan.applied(config)
 
     if prior is None:
         spec, models = sources.prior_source(config, model, prior_model, run.limit)
@@ -84,8 +98,11 @@ def reconstruct(
         config.flow, frames, flow_source, run.limit,
         cache_dir=cache_dir, compute_dtype=config.compute_dtype,
     )  # fmt: skip
-    predictor = predictor or choose.make_predictor(config, model, prior, source, run.limit)
+    predictor = predictor or choose.make_predictor(
+        config, model, prior, source, run.limit, frames_kept=plan.frames_kept
+    )
     run.facts |= {
+        "plan": plan.facts(),
         "predictor": predictor.name,
         "prior": prior.name if prior is not None else "none",
         "flow": source.name if source is not None else "none",
@@ -94,8 +111,13 @@ def reconstruct(
     for sentence in predictor.limits(state):
         run.limit(sentence)
 
-    align = _align_hierarchical if is_hierarchical(config, frames.num_frames) else _align_flat
-    aligned = align(frames, predictor, state, source, prior, user, config, run)
+    if plan.mode == "hierarchical":
+        cut = hierarchical.Cut(plan.clips_per_call, plan.lattice_keys, plan.pairs_at_once)
+        aligned = _align_hierarchical(
+            frames, predictor, state, source, prior, user, config, cut, run
+        )
+    else:
+        aligned = _align_flat(frames, predictor, state, source, prior, user, config, run)
     result = aligned.result
     for sentence in aligned.notes:
         run.limit(sentence)
@@ -110,13 +132,6 @@ def reconstruct(
     return finish.to_scene(
         result, frames, config.alignment, world=aligned.world, scale=scale, metric=metric
     )
-
-
-def is_hierarchical(config: ReconstructConfig, num_frames: int) -> bool:
-    """Whether key frames are aligned first, then clips, rather than all frames at once."""
-    if config.pairs.mode == "auto":
-        return num_frames > config.pairs.flat_max_frames
-    return config.pairs.mode == "hierarchical" and num_frames > 4
 
 
 def as_frames(frames: Frames | Array) -> Frames:
@@ -198,22 +213,22 @@ def _align_hierarchical(
     prior: DepthPrior | None,
     user: user_inputs.UserInputs,
     config: ReconstructConfig,
+    cut: hierarchical.Cut,
     run: stages.Run,
 ) -> user_world.Aligned:
-    return run.stage(
-        "alignment",
-        lambda: user_world.align_video(
-            frames.num_frames,
-            predict=lambda graph: predictor.predict(state, graph),
-            flow_of=lambda graph: _flow_of(frames, source, graph),
-            pairs=config.pairs,
-            config=config.alignment,
-            known=user.known,
-            dynamic_mask=user.dynamic_mask,
-            ignore=user.ignore,
-            depth_prior=None if prior is None else prior.depth,
-            progress=run.progress("alignment"),
-        ),
+    return user_world.align_video(
+        frames.num_frames,
+        predict=lambda graph: predictor.predict(state, graph),
+        flow_of=lambda graph: _flow_of(frames, source, graph),
+        pairs=config.pairs,
+        config=config.alignment,
+        known=user.known,
+        dynamic_mask=user.dynamic_mask,
+        ignore=user.ignore,
+        depth_prior=None if prior is None else prior.depth,
+        progress=run.progress("alignment"),
+        cut=cut,
+        keep=run.stage,
     )
 
 
@@ -234,10 +249,17 @@ def _scale_of_prior(
 
 
 def _neighbour_flow(frames: Frames, source: optical_flow.FlowSource | None) -> OpticalFlow | None:
+    """The flow to the next frame, for pictures: half precision, found some frames at a time."""
     if source is None:
         return None
     first = np.arange(frames.num_frames - 1)
-    return source.directed(frames, np.stack([first, first + 1], axis=-1))
+    pairs = np.stack([first, first + 1], axis=-1)
+    vectors = np.empty((len(pairs), *frames.images.shape[1:3], 2), np.float16)
+    for start in range(0, len(pairs), _FLOWS_AT_ONCE):
+        part = slice(start, start + _FLOWS_AT_ONCE)
+        vectors[part] = source.directed(frames, pairs[part]).flow
+    weight = np.broadcast_to(np.float32(1), vectors.shape[:3])
+    return OpticalFlow(pairs, vectors, weight, name=source.name)
 
 
 def _flow_of(

@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -71,6 +72,18 @@ class Plan:
         """Bytes of the largest stage."""
         return max(self.stages.values())
 
+    def applied(self, config: ReconstructConfig) -> ReconstructConfig:
+        """Returns the config with what the plan decides."""
+        pairs = dataclasses.replace(config.pairs, clip_size=self.clip_size)
+        alignment = dataclasses.replace(config.alignment, joint_pixels=self.joint_pixels)
+        return dataclasses.replace(
+            config, pairs=pairs, alignment=alignment, pair_batch=self.pair_batch
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """Returns the plan for `summary.json`."""
+        return dataclasses.asdict(self)
+
     def describe(self) -> str:
         """Returns the plan as lines of text."""
         cut = "all frames at once"
@@ -80,7 +93,8 @@ class Plan:
                 f"joint refinement on {self.joint_pixels} pixels of a frame"
             )
         stages = ", ".join(f"{name} {say(size)}" for name, size in self.stages.items())
-        return f"Memory plan: {cut}.\nPredicted peaks: {stages}; allowed {say(self.limit)}."
+        over = "" if self.peak <= self.limit else ", more than half of what is free"
+        return f"Memory plan: {cut}.\nPredicted peaks: {stages}; allowed {say(self.limit)}{over}."
 
 
 def parse_memory(text: str) -> int:
@@ -139,23 +153,26 @@ def make_plan(
     """Returns the most generous plan that fits.
 
     network: of the pairwise network, None for the flow predictor. max_memory: bytes for the whole
-    process; None: what it holds now and half of what is free. resident: what it holds now,
-    the frames included (measured if None). Raises UserError, with the smallest limit that would
-    do, if nothing fits.
+    process; None: what it holds now and half of what is free, or, if nothing fits into that, the
+    smallest plan there is. resident: what it holds now, the frames included (measured if None).
+    Raises UserError, with the smallest limit that would do, if nothing fits into a given one.
     """
     resident = resident_memory() if resident is None else resident
     limit = resident + int(_SHARE * free_memory()) if max_memory is None else max_memory
-    smallest = None
+    smallest: Plan | None = None
     for choice in _choices(num_frames, config):
         stages = predict(choice, num_frames, height, width, config, network, resident)
         choice = dataclasses.replace(choice, stages=stages, limit=limit)
         if choice.peak <= limit:
             return choice
-        smallest = min(smallest or choice.peak, choice.peak)
+        if smallest is None or choice.peak < smallest.peak:
+            smallest = choice
     assert smallest is not None
+    if max_memory is None:
+        return smallest
     raise UserError(
         f"{num_frames} frames of {width}x{height} do not fit into {say(limit)}: at least "
-        f"{int(np.ceil(smallest / 1e8)) / 10:.1f}GB is needed. Raise --max_memory, take fewer "
+        f"{int(np.ceil(smallest.peak / 1e8)) / 10:.1f}GB is needed. Raise --max_memory, take fewer "
         "frames (--stride, --max_frames) or smaller ones (--size)"
         + ("." if config.pairs.mode != "flat" else ", or use --mode=hierarchical.")
     )

@@ -100,6 +100,11 @@ class Run:
 
         return update
 
+    def tell(self, sentence: str) -> None:
+        """Shows a sentence to whoever watches the run, and logs it."""
+        logging.info("%s", sentence)
+        self._say(sentence)
+
     def _say(self, sentence: str) -> None:
         if self._show_progress:
             tqdm.write(sentence)

@@ -21,7 +21,7 @@ import numpy as np
 from absl import flags, logging
 
 from align3r_jax import config as config_lib
-from align3r_jax import stages
+from align3r_jax import plan, stages
 from align3r_jax.errors import UserError
 from align3r_jax.io import user_folder
 from align3r_jax.structs import Frames
@@ -126,6 +126,10 @@ PRIOR_SHIFT = flags.DEFINE_bool(
 )
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Network compute type.")
 PAIR_BATCH = flags.DEFINE_integer("pair_batch", 4, "Pairs decoded together.", lower_bound=1)
+MAX_MEMORY = flags.DEFINE_string(
+    "max_memory", "", "What the run may use, such as 8GB or 6GiB: clips and batches are planned to "
+    "fit (docs/long_videos.md). Default: half of what is free.",
+)  # fmt: skip
 TRUTH = flags.DEFINE_string(
     "truth", None, "Truth of a procedural video (.npz); default: VIDEO's .truth.npz if there."
 )
@@ -162,6 +166,7 @@ def config_from_flags() -> config_lib.ReconstructConfig:
         ),
         pair_batch=PAIR_BATCH.value,
         compute_dtype=DTYPE.value,
+        max_memory=MAX_MEMORY.value,
     )
 
 
@@ -179,6 +184,8 @@ def main(argv: Sequence[str]) -> None:
     output = Path(OUTPUT.value)
     scene_folder.check_output(output, overwrite=OVERWRITE.value)
     config = config_from_flags()
+    if config.max_memory:
+        plan.parse_memory(config.max_memory)
     focal = _focal_of_pictures(VIDEO.value)
     prior_model = sources.open_prior(config, **({} if focal is None else {"focal": focal}))
     flow_model = sources.open_flow(config.flow)

@@ -23,12 +23,13 @@ from align3r_jax.structs import AlignmentVariables, Array, OpticalFlow, PairGrap
 
 
 def solve(tasks: Sequence[Task], progress: adam.Progress | None = None) -> list[Solved]:
-    """Solves tasks together, those with known cameras or settings of their own one by one.
+    """Solves tasks together; one by one those with known cameras or settings of their own, and all
+    if the solver is not Adam.
 
     progress: called as (iteration, total, loss), the loss that of the average task.
     """
     together = [k for k, task in enumerate(tasks) if _kind(task) == _kind(tasks[0])]
-    if len(together) < 2 or tasks[0].known is not None:
+    if len(together) < 2 or tasks[0].known is not None or tasks[0].config.solver != "adam":
         together = []
     solved = dict(zip(together, _solve_stacked([tasks[k] for k in together], progress)))
     for k, task in enumerate(tasks):

@@ -20,12 +20,13 @@ def make_predictor(
     prior: DepthPrior | None,
     flow: FlowSource | None,
     note: Callable[[str], None],
+    frames_kept: int | None = None,
 ) -> Predictor:
     """Returns the predictor of `config.predictor`.
 
     "auto" is the network if `model` is given, else flow. flow: the source, None for none. `note`
-    receives plain sentences about the choice. Raises UserError if the network, the prior and the
-    flow cannot work together.
+    receives plain sentences about the choice. frames_kept: see `NetworkPredictor`. Raises
+    UserError if the network, the prior and the flow cannot work together.
     """
     kind = config.predictor
     if kind == "auto":
@@ -63,4 +64,4 @@ def make_predictor(
             "Predictor align3r_small: shipped toy weights, trained on procedural scenes; they "
             "clean depth but know hardly any relative pose. Not the paper's quality."
         )
-    return NetworkPredictor(model, config.pair_batch, config.compute_dtype)
+    return NetworkPredictor(model, config.pair_batch, config.compute_dtype, frames_kept=frames_kept)
