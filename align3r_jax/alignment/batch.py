@@ -101,16 +101,18 @@ def pad_and_stack(clips: Sequence[Clip], *, buckets: bool = True, multiple: int 
     )
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def _align(predictions, graph, priors, config):
-    return jax.vmap(functools.partial(solve.run, config=config))(predictions, graph, priors)
+@functools.partial(jax.jit, static_argnames=("config", "degrees"))
+def _align(predictions, graph, priors, config, degrees):
+    run = functools.partial(solve.run, config=config, degrees=degrees)
+    return jax.vmap(run)(predictions, graph, priors)
 
 
 def align(
     batch: Batch, config: AlignmentConfig = AlignmentConfig()
 ) -> tuple[AlignmentVariables, dict[str, Array]]:
     """`solve.align` of all clips in one compiled call; every result has a leading axis K."""
-    return _align(batch.predictions, batch.graph, batch.priors, config)
+    degrees = solve.degrees(batch.graph, batch.priors, config)
+    return _align(batch.predictions, batch.graph, batch.priors, config, degrees)
 
 
 def split(

@@ -20,6 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from align3r_jax.alignment import batch as batch_lib
 from align3r_jax.alignment import solve
+from align3r_jax.alignment.solvers import gauss_newton_slots as slots_lib
 from align3r_jax.config import AlignmentConfig
 from align3r_jax.errors import UserError
 from align3r_jax.structs import AlignmentPriors, AlignmentVariables, Array
@@ -51,20 +52,29 @@ def align(
     The result is divided over "clips"; `collect` brings it to the host.
 
     Raises:
-        UserError: the clips, or the pairs of a clip, do not divide evenly among the devices.
+        UserError: the clips, or the pairs of a clip, do not divide evenly among the devices, or
+            the second-order solver is to divide pairs.
     """
-    return compiled(mesh, config)(*place(batch, mesh))
+    if config.solver == "gauss_newton" and mesh.shape[PAIRS] > 1:
+        raise UserError(
+            "The solver gauss_newton cannot divide the pairs of a clip among devices; divide clips "
+            'only (make_mesh(clips=N)), or use solver="adam".'
+        )
+    degrees = solve.degrees(batch.graph, batch.priors, config)
+    return compiled(mesh, config, degrees)(*place(batch, mesh))
 
 
 @functools.lru_cache(maxsize=16)
-def compiled(mesh: Mesh, config: AlignmentConfig) -> Any:
-    """Returns the jitted function of (predictions, graph, priors) as `place` lays them out."""
+def compiled(mesh: Mesh, config: AlignmentConfig, degrees: slots_lib.Degrees | None = None) -> Any:
+    """Returns the jitted function of (predictions, graph, priors) as `place` lays them out.
+
+    degrees: of `solve.degrees`.
+    """
     axis = PAIRS if mesh.shape[PAIRS] > 1 else None
 
     def local(predictions, graph, priors):
-        return jax.vmap(functools.partial(solve.run, config=config, axis=axis))(
-            predictions, graph, priors
-        )
+        run = functools.partial(solve.run, config=config, axis=axis, degrees=degrees)
+        return jax.vmap(run)(predictions, graph, priors)
 
     def whole(predictions, graph, priors):
         return jax.shard_map(

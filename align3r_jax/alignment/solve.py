@@ -12,11 +12,13 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from align3r_jax.alignment import motion_mask, objective
+from align3r_jax.alignment import lattice, motion_mask, objective
 from align3r_jax.alignment import start as start_lib
 from align3r_jax.alignment import variables as variables_lib
-from align3r_jax.alignment.solvers import adam
+from align3r_jax.alignment.solvers import adam, gauss_newton, second_order
+from align3r_jax.alignment.solvers import gauss_newton_slots as slots_lib
 from align3r_jax.alignment.terms import pointmap
 from align3r_jax.config import AlignmentConfig
 from align3r_jax.errors import UserError
@@ -55,14 +57,39 @@ def align(
             config being `variables.settings_with_known(config, priors.known)`.
         trace: name -> (iterations,), the terms of the loss before each step, "total", "lr" and
             "rejected", True where the step before led to something not finite and was taken back
-            (the losses are then those before it). And of the final scene "dynamic_mask" (T, H, W)
-            bool and "pair_losses" (P,), the mean weighted residual of every pair.
+            (the losses are then those before it). With `config.solver` "gauss_newton" that of
+            `solvers.second_order.solve`, "rejected" being steps that did not lower the loss. And
+            of the final scene "dynamic_mask" (T, H, W) bool and "pair_losses" (P,), the mean
+            weighted residual of every pair.
 
     Raises:
         UserError: shapes do not fit together.
     """
     _check(predictions, graph, priors)
-    return run(predictions, graph, priors, config)
+    return run(predictions, graph, priors, config, degrees=degrees(graph, priors, config))
+
+
+def degrees(
+    graph: PairGraph, priors: AlignmentPriors, config: AlignmentConfig
+) -> slots_lib.Degrees | None:
+    """Returns the static bounds that the second-order solver needs, for one clip or a batch.
+
+    The most observations and fields of any frame, rounded up to multiples of 4 so that similar
+    graphs share a compilation; for traced lists as if no pair were listed twice. None: Adam.
+    """
+    if config.solver != "gauss_newton":
+        return None
+    flow = priors.flow if config.flow_weight > 0 else None
+    lists = [graph.pairs] if flow is None else [graph.pairs, flow.pairs]
+    if any(isinstance(values, jax.core.Tracer) for values in lists):
+        bounds = [slots_lib.bound(graph.num_frames, *lists, *[None] * (2 - len(lists)))]
+    else:
+        clips = zip(*(np.reshape(values, (-1, *np.shape(values)[-2:])) for values in lists))
+        bounds = []
+        for clip in clips:
+            kept = [values[values[:, 0] >= 0] for values in clip]  # what fills up is at -1
+            bounds.append(slots_lib.bound(graph.num_frames, *kept, *[None] * (2 - len(kept))))
+    return slots_lib.Degrees(*(-(-max(sizes) // 4) * 4 for sizes in zip(*bounds)))
 
 
 def _check(predictions: PairPredictions, graph: PairGraph, priors: AlignmentPriors) -> None:
@@ -93,15 +120,16 @@ def _check(predictions: PairPredictions, graph: PairGraph, priors: AlignmentPrio
         )
 
 
-@functools.partial(jax.jit, static_argnames=("config", "axis"))
+@functools.partial(jax.jit, static_argnames=("config", "axis", "degrees"))
 def run(
     predictions: PairPredictions,
     graph: PairGraph,
     priors: AlignmentPriors,
     config: AlignmentConfig,
     axis: str | None = None,
+    degrees: slots_lib.Degrees | None = None,
 ) -> tuple[AlignmentVariables, dict[str, Array]]:
-    """`align` without checks.
+    """`align` without checks. degrees: of `degrees`.
 
     axis: name of the mesh axis over which predictions, graph and flow are spread; everything else,
     the result included, is the same on every device and counts the pairs of all of them.
@@ -155,26 +183,65 @@ def run(
 
     # The masks of the start, then as many more as are asked for, evenly spread.
     segments = 1 + (config.motion_mask_updates if finds_masks else 0)
-    length = -(-config.iterations // segments)
-    loop = functools.partial(
-        adam.scan,
-        config=config,
-        trainable=variables_lib.trainable(start, config, known),
-        num_steps=length,
+    solve = _first_order
+    if config.solver == "gauss_newton" and config.iterations > 0:
+        solve = functools.partial(_second_order, degrees=degrees)
+    variables, trace = solve(
+        start,
+        lambda variables: objective.with_dynamic_mask(problem, scene_mask(variables)),
+        config,
+        variables_lib.trainable(start, config, known),
+        segments,
     )
+    trace["dynamic_mask"] = scene_mask(variables)
+    trace["pair_losses"] = pair_losses(variables, problem, config)
+    return variables, trace
+
+
+def _first_order(start, problem_at, config, trainable, segments):
+    """Adam over all pixels; problem_at(variables) is the problem with the masks found there."""
+    length = -(-config.iterations // segments)
+    loop = functools.partial(adam.scan, config=config, trainable=trainable, num_steps=length)
 
     def segment(state, first):
-        current = objective.with_dynamic_mask(problem, scene_mask(state.variables))
-        return loop(state, current, first)
+        return loop(state, problem_at(state.variables), first)
 
     state = adam.initial_state(start)
     state, trace = jax.lax.scan(segment, state, length * jnp.arange(segments))
     trace = {name: values.reshape(-1)[: config.iterations] for name, values in trace.items()}
-    variables = _last_finite(state, problem)
-    trace = adam.without_rejected(trace)
-    trace["dynamic_mask"] = scene_mask(variables)
-    trace["pair_losses"] = pair_losses(variables, problem, config)
-    return variables, trace
+    return _last_finite(state, problem_at(start)), adam.without_rejected(trace)
+
+
+def _second_order(start, problem_at, config, trainable, segments, degrees):
+    """Gauss-Newton on the lattice, then all depths, once for every set of masks."""
+    length = -(-config.gauss_newton_steps // segments)
+
+    def segment(carry, first):
+        variables, damping, failed = carry
+        problem = problem_at(variables)
+        stride = lattice.stride_for(*problem.image_size, config.lattice_stride)
+        reduced = lattice.reduce(problem, stride)
+        state = gauss_newton.initial_state(lattice.variables(variables, stride), reduced, config)
+        state = state.replace(damping=damping, failed=state.failed | failed)
+        state, trace = gauss_newton.scan(
+            state,
+            reduced,
+            first,
+            config=config,
+            trainable=trainable,
+            num_steps=length,
+            degrees=degrees,
+        )
+        found, last = second_order.finish(variables, state, problem, config, trainable, stride)
+        return (found, state.damping, state.failed), (trace, last)
+
+    carry = start, jnp.full((), gauss_newton.FIRST_DAMPING), jnp.zeros((), bool)
+    carry, (trace, last) = jax.lax.scan(segment, carry, length * jnp.arange(segments))
+    steps = config.gauss_newton_steps
+    trace = {
+        name: jnp.concatenate([trace[name].reshape(-1)[:steps], last[name][-1:]]) for name in last
+    }
+    return carry[0], trace | {"rejected": ~trace["accepted"]}
 
 
 def _last_finite(state: adam.State, problem: objective.Problem) -> AlignmentVariables:
