@@ -147,6 +147,8 @@ class AlignmentConfig:
     # coordinates of 1e-4 to 6e4 with 11 bits, bfloat16 any with 8.
     storage_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     distance: Literal["l1", "l2"] = "l1"  # Euclidean norm, or its square
+    # f: l1 is sqrt(|r|^2 + f^2) - f, in units of the scene: smooth, for gradients of the result.
+    distance_floor: float = 0.0
     confidence_weight: Literal["log", "sqrt", "m1", "id"] = "log"
     shared_focal: bool = True
     optimise_principal_point: bool = False
@@ -183,6 +185,13 @@ class AlignmentConfig:
 
     def __post_init__(self) -> None:
         check_schedule(self.schedule)
+        if self.distance_floor < 0:
+            raise UserError(f"distance_floor is {self.distance_floor}; it must not be negative.")
+        if self.distance_floor > 0 and self.solver == "gauss_newton":
+            raise UserError(
+                "solver='gauss_newton' rounds off distances by itself; leave distance_floor at 0, "
+                "or use solver='adam'."
+            )
 
 
 @dataclasses.dataclass(frozen=True)

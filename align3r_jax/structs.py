@@ -230,6 +230,20 @@ class AlignmentPriors:
 
 
 @struct.dataclass
+class TermWeights:
+    """Weights of the terms as arrays, (): what gradients may be taken by. None: the config's.
+
+    A weight given here always counts, also where the config's is 0 and its term left out.
+    """
+
+    smoothness: Array | None = None
+    flow: Array | None = None
+    depth_regulariser: Array | None = None
+    known_camera: Array | None = None
+    depth_prior: Array | None = None
+
+
+@struct.dataclass
 class Scene:
     """The result, at working size, in one world frame (that of the first frame's camera if free).
 

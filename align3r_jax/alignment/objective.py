@@ -27,6 +27,7 @@ from align3r_jax.structs import (
     OpticalFlow,
     PairGraph,
     PairPredictions,
+    TermWeights,
 )
 
 # The names in the trace, in the order of the paper's equation; all unweighted.
@@ -44,7 +45,7 @@ class Problem:
     fill up the shape, whatever they hold, and the loss is that of the others alone; None: all 1.
     known_cameras: soft priors on cameras. depth_prior: what the depth should look like.
     axis: name of the mesh axis over which the chunks of point maps and flow are spread; all else is
-    the same on every device.
+    the same on every device. term_weights: used instead of the config's (not by Gauss-Newton).
     """
 
     pointmaps: pointmap.PointmapData
@@ -58,6 +59,24 @@ class Problem:
     known_cameras: known_cameras.CameraPriorData | None = None
     depth_prior: prior_depth.PriorDepthData | None = None
     axis: str | None = struct.field(pytree_node=False, default=None)
+    term_weights: TermWeights | None = None
+
+
+def weights_of(term_weights: TermWeights | None, config: AlignmentConfig) -> TermWeights:
+    """Returns the weights that hold: those given, the config's where there are none."""
+    names = [field.name for field in dataclasses.fields(TermWeights)]
+    given = {name: getattr(term_weights, name, None) for name in names}
+    return TermWeights(
+        **{
+            name: getattr(config, f"{name}_weight") if value is None else value
+            for name, value in given.items()
+        }
+    )
+
+
+def _counts(weight: Array | float) -> bool:
+    """Whether a term takes part: all but those that the config leaves out."""
+    return not isinstance(weight, int | float) or weight > 0
 
 
 def term_names(problem: Problem) -> tuple[str, ...]:
@@ -79,6 +98,7 @@ def prepare(
     ignore: Array | None = None,
     depth_prior: Array | None = None,
     axis: str | None = None,
+    term_weights: TermWeights | None = None,
 ) -> Problem:
     """Returns the problem; traceable, also in the lists of pairs.
 
@@ -87,6 +107,7 @@ def prepare(
     ignore: (T, H, W) bool, pixels without weight in any term. depth_prior: (T, H, W), NaN where
     unknown; counts with `config.depth_prior_weight`. axis: name of the mesh axis over which
     predictions, graph and flow are spread; pair_valid then counts the pairs of all devices.
+    term_weights: instead of the config's.
     """
     frames, height, width = initial.log_depth.shape
     dtype = jnp.promote_types(jnp.result_type(initial.log_depth), jnp.float32)
@@ -104,6 +125,9 @@ def prepare(
         storage=None if config.storage_dtype == "float32" else config.storage_dtype,
         axis=axis,
     )
+    weights = weights_of(term_weights, config)
+    if not _counts(weights.flow):
+        optical_flow = None
     fields = _prepare_flow(optical_flow, graph, dynamic_mask, config, pair_valid, axis)
     if ignore is not None:
         ignored = jnp.asarray(ignore, bool).reshape(frames, -1)
@@ -113,7 +137,7 @@ def prepare(
             trust = jnp.where(ignored[fields.source], 0, fields.trust)
             fields = dataclasses.replace(fields, trust=trust)
     prior = None
-    if depth_prior is not None and config.depth_prior_weight > 0:
+    if depth_prior is not None and _counts(weights.depth_prior):
         start_depth = jnp.exp(initial.log_depth) if config.depth_prior_shift else None
         prior = prior_depth.prepare(depth_prior, ignore, depth=start_depth)
     return Problem(
@@ -129,13 +153,14 @@ def prepare(
         known_cameras=known_cameras.prepare(known, frames, dtype),
         depth_prior=prior,
         axis=axis,
+        term_weights=term_weights,
     )
 
 
 def _prepare_flow(
     optical_flow, graph, dynamic_mask, config, pair_valid, axis
 ) -> flow.FlowData | None:
-    if optical_flow is None or config.flow_weight <= 0:
+    if optical_flow is None:
         return None
     index12, index21 = flow.field_indices(optical_flow, graph, axis)
     if pair_valid is not None:
@@ -184,6 +209,7 @@ def evaluate(
     and the parts of the point maps are this device's share of them (`value_and_gradient` sums up).
     """
     frame_valid, pair_valid = problem.frame_valid, problem.pair_valid
+    weights = weights_of(problem.term_weights, config)
     variables = variables_module.without_invalid(variables, frame_valid, pair_valid)
     geometry = variables_module.decode(variables, config, problem.image_size, pair_valid)
     total, pairs = pointmap.alignment(
@@ -193,6 +219,7 @@ def evaluate(
         config.distance,
         config.residual_over_scale,
         pair_valid,
+        config.distance_floor,
     )
     terms = {"pairs": pairs}
     for side in (0, 1):
@@ -208,7 +235,7 @@ def evaluate(
         terms["smoothness"] = smoothness.smoothness(
             geometry.world_from_cam, config.smoothness_translation_weight, frame_valid
         )
-    total = total + share(config.smoothness_weight * terms["smoothness"])
+    total = total + share(weights.smoothness * terms["smoothness"])
 
     terms["flow_12"] = terms["flow_21"] = zero
     fields = problem.flow
@@ -226,10 +253,10 @@ def evaluate(
             # parity: a loss above the gate is dropped for this iteration, not capped.
             above = terms["flow_12"] + terms["flow_21"] > config.flow_gate
             both = jnp.where(above, 0.0, both)
-        total = total + config.flow_weight * both
+        total = total + weights.flow * both
 
     terms["depth"] = zero
-    if config.depth_regulariser_weight > 0:
+    if _counts(weights.depth_regulariser):
         initial = problem.initial_log_depth
         if frame_valid is not None:
             initial = jnp.where(frame_valid[:, None] > 0, initial, 0)
@@ -239,18 +266,18 @@ def evaluate(
             problem.dynamic,
             frame_valid,
         )
-        total = total + share(config.depth_regulariser_weight * terms["depth"])
+        total = total + share(weights.depth_regulariser * terms["depth"])
 
     if problem.known_cameras is not None:
         terms["known_cameras"] = known_cameras.camera_prior(
             geometry.world_from_cam, geometry.focal, problem.known_cameras, frame_valid
         )
-        total = total + share(config.known_camera_weight * terms["known_cameras"])
+        total = total + share(weights.known_camera * terms["known_cameras"])
     if problem.depth_prior is not None:
         terms["depth_prior"] = prior_depth.shape_error(
             variables.log_depth.reshape(problem.dynamic.shape), problem.depth_prior, frame_valid
         )
-        total = total + share(config.depth_prior_weight * terms["depth_prior"])
+        total = total + share(weights.depth_prior * terms["depth_prior"])
     return total, terms
 
 
