@@ -14,6 +14,7 @@ from align3r_jax.config import AlignmentConfig, FlowConfig, PairConfig, Reconstr
 from align3r_jax.errors import UserError
 from align3r_jax.io import scene_folder
 from align3r_jax.priors import mono_depth, optical_flow, sources
+from align3r_jax.priors.depth_pro import DepthProModel
 from align3r_jax.structs import DepthPrior
 from align3r_jax.weights import published, store
 from experiments import reconstruct
@@ -116,11 +117,9 @@ def test_inverse_depth_reaches_the_network_as_it_is(video, weights):
     assert isinstance(prior, DepthPrior) and prior.inverse and not prior.metric
     np.testing.assert_array_equal(prior.native, sources.depth_model(loaded)(originals).depth)
     pro = store.load(weights["depth_pro"], kind=None, arguments={"latent_blocks": (0, 1)})
-    metric = mono_depth.estimate_depth(
-        frames, originals, "x", models={"x": sources.depth_model(pro, focal=120.0)}
-    )
-    assert metric.metric and not metric.inverse
-    np.testing.assert_allclose(metric.focal, 120.0 * SIZE / originals.shape[2], rtol=1e-6)
+    model = sources.depth_model(pro, focal=120.0, max_memory=2**30)
+    assert isinstance(model, DepthProModel) and model._focal == [120.0]
+    assert model.checksum != sources.depth_model(pro).checksum
 
 
 def _expect(sentence, video, output, **settings):
