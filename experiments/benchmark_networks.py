@@ -33,8 +33,8 @@ from experiments import benchmark, cli
 
 HEAVY = flags.DEFINE_bool("heavy", False, "Also the networks that take minutes on a CPU.")
 
-# Operations of one directed pair of 288 x 512 frames: (encoders and what runs once, correlation, one
-# update); two operations a multiply-add.
+# Operations of one directed pair of 288 x 512 frames: (encoders and what else runs once,
+# correlation, one update); two operations a multiply-add.
 _FLOW_COST = {"raft": (60.1e9, 2.7e9, 14.37e9), "sea_raft_m": (214.6e9, 3.6e9, 11.87e9)}
 _FLOW_SIZE = (288, 512)
 
