@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from align3r_jax.errors import UserError
-from align3r_jax.io import images
+from align3r_jax.io import images, pfm, png16
 
 DEFAULT_SCALE = 1000.0  # PNG: values per metre, i.e. millimetres
 SIDECAR = "depth.json"  # in the folder of the maps: {"scale": 5000, "inverse": false, ...}
@@ -111,8 +111,7 @@ def write_depth(
     elif suffix == ".npy":
         np.save(path, depth)
     elif suffix == ".pfm":
-        header = f"Pf\n{depth.shape[1]} {depth.shape[0]}\n-1.0\n".encode()
-        path.write_bytes(header + depth[::-1].astype("<f4").tobytes())
+        pfm.write_pfm(path, depth)
     elif suffix == ".png":
         values = np.round(np.where(np.isfinite(depth), depth, 0).astype(np.float64) * scale)
         if values.min() < 0 or values.max() > _MAX_PNG:
@@ -245,32 +244,11 @@ def _read_npy(path: Path) -> tuple[np.ndarray, None]:
 
 
 def _read_png(path: Path, scale: float | None) -> np.ndarray:
-    with Image.open(path) as image:
-        if not image.mode.startswith("I"):
-            raise UserError(
-                f"'{path}' is an 8-bit picture (mode {image.mode}), not depth: 16 bits of one "
-                "channel are expected."
-            )
-        values = np.asarray(image).astype(np.float64)
-    return np.where(values > 0, values, np.nan) / (scale or DEFAULT_SCALE)
+    return png16.decode(png16.read_png16(path), scale or DEFAULT_SCALE, missing=np.nan)
 
 
 def _read_pfm(path: Path) -> tuple[np.ndarray, None]:
-    data = path.read_bytes()
-    header, position = [], 0
-    for _ in range(4):  # Pf, width, height, scale; then one white space
-        while data[position : position + 1].isspace():
-            position += 1
-        end = position
-        while end < len(data) and not data[end : end + 1].isspace():
-            end += 1
-        header.append(data[position:end])
-        position = end
-    if header[0] not in (b"Pf", b"PF"):
-        raise UserError(f"'{path}' is no PFM file: it does not begin with Pf.")
-    if header[0] == b"PF":
+    values = pfm.read_pfm(path)
+    if values.ndim == 3:
         raise UserError(f"'{path}' is a colour PFM; depth has one channel (Pf).")
-    width, height, order = int(header[1]), int(header[2]), float(header[3])
-    kind = "<f4" if order < 0 else ">f4"
-    values = np.frombuffer(data, kind, count=width * height, offset=position + 1)
-    return values.reshape(height, width)[::-1], None
+    return values, None

@@ -18,7 +18,7 @@ from align3r_jax.errors import UserError
 from align3r_jax.structs import WorkingSize
 
 SUFFIXES = (".flo", ".npy", ".npz", ".png")
-_FLO_TAG = np.float32(202021.25)  # the bytes "PIEH"
+TAG = np.float32(202021.25)  # the bytes "PIEH", of .flo as of all files of Sintel
 _FLO_UNKNOWN = 1e9  # Middlebury: larger components mean "unknown"
 _KITTI_ZERO, _KITTI_SCALE = 32768.0, 64.0
 
@@ -62,7 +62,7 @@ def write_flow(path: str | Path, flow: np.ndarray) -> None:
     if suffix == ".flo":
         size = np.array([flow.shape[1], flow.shape[0]], "<i4")
         values = np.where(np.isfinite(flow), flow, np.float32(10 * _FLO_UNKNOWN)).astype("<f4")
-        path.write_bytes(_FLO_TAG.astype("<f4").tobytes() + size.tobytes() + values.tobytes())
+        path.write_bytes(TAG.astype("<f4").tobytes() + size.tobytes() + values.tobytes())
     elif suffix == ".npy":
         np.save(path, flow)
     elif suffix == ".npz":
@@ -106,7 +106,7 @@ def to_working_size(flow: np.ndarray, size: WorkingSize) -> np.ndarray:
 
 def _read_flo(path: Path) -> np.ndarray:
     data = path.read_bytes()
-    if len(data) < 12 or np.frombuffer(data, "<f4", 1)[0] != _FLO_TAG:
+    if len(data) < 12 or np.frombuffer(data, "<f4", 1)[0] != TAG:
         raise UserError(f"'{path}' is no .flo file: its first four bytes are not 'PIEH'.")
     width, height = np.frombuffer(data, "<i4", 2, offset=4)
     if len(data) != 12 + 8 * int(width) * int(height):
