@@ -34,7 +34,7 @@ def test_small_windows_match_the_recorded_run(toy):
 @pytest.mark.slow
 @pytest.mark.golden
 def test_released_model_matches_the_recorded_run(golden_dir, golden_weights):
-    """19 TFLOP and about 10 GB."""
+    """19 TFLOP and about 12 GB."""
     run = load_run(golden_dir, golden_weights, "full")
     runs.check_run("full", run, runs.compiled("full", run.config), 1e-4, 5e-4, 1e-2)
 
