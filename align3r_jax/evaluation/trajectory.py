@@ -138,16 +138,23 @@ def associate(
 
     Every stamp is used once; sorted by the first index.
     """
-    difference = np.abs(np.asarray(first)[:, None] - np.asarray(second)[None])
+    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    # Only neighbours in time are compared: motion capture has tens of thousands of rows.
+    order = np.argsort(second, kind="stable")
+    begin = np.searchsorted(second[order], first - 1.001 * max_difference)
+    end = np.searchsorted(second[order], first + 1.001 * max_difference, side="right")
+    i = np.repeat(np.arange(len(first)), end - begin)
+    j = np.concatenate([order[:0], *(order[a:b] for a, b in zip(begin, end))])
+    difference = np.abs(first[i] - second[j])
     used_first, used_second, matches = set(), set(), []
-    for flat in np.argsort(difference, axis=None, kind="stable"):
-        i, j = (int(k) for k in np.unravel_index(flat, difference.shape))
-        if difference[i, j] >= max_difference:
+    for k in np.lexsort((j, i, difference)):
+        pair = int(i[k]), int(j[k])
+        if difference[k] >= max_difference:
             break
-        if i not in used_first and j not in used_second:
-            matches.append((i, j))
-            used_first.add(i)
-            used_second.add(j)
+        if pair[0] not in used_first and pair[1] not in used_second:
+            matches.append(pair)
+            used_first.add(pair[0])
+            used_second.add(pair[1])
     return sorted(matches)
 
 
