@@ -47,15 +47,16 @@ def test_align3r_protocol(golden, fit):
         result = depth.evaluate(prediction, truth, protocol)
         if fit == "lad":
             mask = depth.valid_pixels(truth, protocol)
-            fitted = result.scale * prediction.astype(np.float64) + result.shift
-            objective = np.abs(fitted - truth)[mask].sum()
-            assert objective <= best["l1_objective"] * 1.0001
+            assert _objective(prediction, truth, result, mask) <= best["l1_objective"] * 1.0001
         elif fit == "lad2":
             assert result.scale == pytest.approx(entry["scale"], abs=1e-4)
             assert result.shift == pytest.approx(entry["shift"], abs=1e-4)
         else:
             assert result.scale == pytest.approx(entry["scale"], rel=1e-4)
             assert result.shift == pytest.approx(entry["shift"], rel=1e-4, abs=1e-6)
+            mask = depth.valid_pixels(truth, protocol)
+            ours = _objective(prediction, truth, result, mask)
+            assert ours == pytest.approx(entry["l1_objective"], rel=1e-3)
         _compare(result.metrics, entry["metrics"], fit)
         collected.append(result.metrics)
     averaged = depth.average(collected)
@@ -63,6 +64,35 @@ def test_align3r_protocol(golden, fit):
         assert averaged[name] == pytest.approx(
             recorded["average"][name], rel=2e-3 if fit == "lad" else 2e-4
         )
+    for name in (name for name in averaged if name.startswith("delta")):
+        assert averaged[name] == pytest.approx(recorded["average"][name], abs=3e-3), name
+
+
+def _objective(prediction, truth, result, mask):
+    fitted = result.scale * prediction.astype(np.float64) + result.shift
+    return np.abs(fitted - truth)[mask].sum()
+
+
+def test_exact_optimum_and_median_ratio(golden):
+    _, numbers, sequences = golden
+    for (prediction, truth), best in zip(sequences, numbers["exact_lad"], strict=True):
+        exact = depth.evaluate(prediction, truth, depth.DepthProtocol(fit="lad"))
+        # The objective is flat at its minimum: the optimum is met, the parameters nearly so.
+        assert exact.scale == pytest.approx(best["scale"], rel=1e-2)
+        assert exact.shift == pytest.approx(best["shift"], rel=2e-2)
+        median = depth.evaluate(prediction, truth, depth.DepthProtocol(fit="median"))
+        assert median.scale == pytest.approx(best["median_scale"], rel=1e-4)
+
+
+def test_nothing_recorded_is_left_out(golden):
+    _, numbers, _ = golden
+    assert set(numbers) <= {"scipy", "align3r", "monst3r", "exact_lad", "mask_case"}
+    assert set(numbers["align3r"]) <= {"lstsq", "lad", "lad2", "scale"}
+    for name, recorded in numbers["monst3r"].items():
+        assert "arguments" in recorded or name == "single_frame_median", name
+        flags = set(recorded.get("arguments", {}))
+        known = {"max_depth", "pre_clip_min", "post_clip_max", "disp_input", *_FIT_OF}
+        assert flags <= known, (name, flags - known)
 
 
 def test_monst3r_protocols(golden):

@@ -49,8 +49,27 @@ def test_recorded_cases(golden):
 
 
 @pytest.mark.golden
+def test_recorded_failures(golden):
+    """What evo refuses is refused by name; nothing recorded is left out."""
+    arrays, numbers = golden
+    assert set(numbers) <= {"evo", "cases", "dataset_average_over_cases",
+                            "static_ground_truth", "straight_line_ground_truth"}  # fmt: skip
+    path = _poses(arrays[f"{next(iter(numbers['cases']))}/gt_tum"])
+    still, line = path.copy(), path.copy()
+    still[:, :3, 3] = [1.0, 2.0, 3.0]
+    line[:, :3, 3] = np.arange(len(path))[:, None] * [1.0, 0.5, 0.0]
+    for name, truth in (("static_ground_truth", still), ("straight_line_ground_truth", line)):
+        assert "Degenerate" in numbers[name]
+        with pytest.raises(trajectory.DegenerateTrajectory):
+            trajectory.evaluate(path, truth)
+
+
+@pytest.mark.golden
 def test_recorded_readers(golden):
     arrays, _ = golden
+    stamps = arrays["sintel/loaded_stamps"].ravel()
+    assert len(stamps) == len(arrays["sintel/world2cam"])
+    np.testing.assert_array_equal(np.diff(stamps), 1)  # numbers of the frames
     sintel = trajectory.poses_from_extrinsics(arrays["sintel/world2cam"], centre=True)
     np.testing.assert_allclose(sintel, _poses(arrays["sintel/loaded_tum"]), atol=1e-9)
     replica = trajectory.poses_from_rows(arrays["replica/rows"])
