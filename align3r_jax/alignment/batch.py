@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -87,15 +87,19 @@ def pad_and_stack(clips: Sequence[Clip], *, buckets: bool = True, multiple: int 
     symmetric = all(graph.symmetric for _, graph, _ in clips)
     halves = 2 if symmetric else 1
     part = size([graph.num_pairs // halves for _, graph, _ in clips], multiple)
-    flows = [priors.flow for _, _, priors in clips]
+    flows = [priors.flow for _, _, priors in clips if priors.flow is not None]
     fields = 0
     own_fields = _have_own_fields(clips)
-    if flows[0] is not None and not own_fields:
+    if flows and not own_fields:
         fields = size([len(flow.pairs) for flow in flows], multiple)
     padded = [_pad(clip, frames, part, halves, fields, own_fields) for clip in clips]
-    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *(clip[:3] for clip in padded))
+    predictions, graph, priors = jax.tree.map(
+        lambda *leaves: np.stack(leaves), *(clip[:3] for clip in padded)
+    )
     return Batch(
-        *stacked,
+        predictions,
+        graph,
+        priors,
         num_frames=tuple(graph.num_frames for _, graph, _ in clips),
         pair_rows=tuple(clip[3] for clip in padded),
     )
@@ -239,7 +243,7 @@ def _pad(clip: Clip, frames: int, part: int, halves: int, fields: int, own_field
 def _pad_known(known: variables_lib.Known | None, more: int) -> variables_lib.Known | None:
     if known is None:
         return None
-    changes = {
+    changes: dict[str, Any] = {
         name: _fill(value, more, fill)
         for name, fill in _KNOWN_FILL.items()
         if (value := getattr(known, name)) is not None

@@ -68,12 +68,12 @@ def initialise(
             result count the pairs of all devices.
     """
     known = known or variables_lib.Known()
-    inputs = jax.lax.stop_gradient((predictions, graph.pairs, known))
-    (predictions, pairs, known), frames = inputs, graph.num_frames
+    listed: Array = jnp.asarray(graph.pairs)
+    predictions, pairs, known = jax.lax.stop_gradient((predictions, listed, known))
+    frames = graph.num_frames
     height, width = predictions.confidence1.shape[1:]
     stride = lattice.stride_for(height, width)
     small = _usable(lattice.predictions(predictions, stride))
-    pairs = jnp.asarray(pairs)
     if axis is not None:
         small, pairs = jax.lax.all_gather((small, pairs), axis, tiled=True)
     valid = jnp.ones(len(pairs), bool) if pair_valid is None else jnp.asarray(pair_valid) > 0
@@ -270,8 +270,8 @@ def _onto_known(scene: _Placed, known: variables_lib.Known, frame_valid: Array |
         spreads.append(jnp.sqrt(jnp.sum(offset**2) / total))
     apart = (spreads[0] > 1e-6) & (spreads[1] > 1e-6)
     product = jnp.where(apart, spreads[0] * spreads[1], 1)
-    turns = [counts[:, None, None] * poses[:, :3, :3] for poses in (given, scene.world_from_cam)]
-    moments = jnp.einsum("tia,tja->ij", *turns, precision="highest")
+    axes = [counts[:, None, None] * poses[:, :3, :3] for poses in (given, scene.world_from_cam)]
+    moments = jnp.einsum("tia,tja->ij", *axes, precision="highest")
     spread = jnp.einsum("ti,tj->ij", offsets[1], offsets[0], precision="highest")
     moments += jnp.where(apart, spread / product, 0)
     rotation = registration.nearest_rotation(moments)
