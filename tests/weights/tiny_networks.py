@@ -26,8 +26,8 @@ CONFIGS: dict[str, Any] = {
         last_dim=4,
     ),
     "depth_pro": DepthProConfig(
-        embed_dim=64, depth=4, num_heads=1, mlp_ratio=1, patch_size=8, window=64, latent_blocks=(0, 1),
-        dims=(8, 8, 8, 8), decoder_dim=8, last_dim=4,
+        embed_dim=64, depth=4, num_heads=1, mlp_ratio=1, patch_size=8, window=64,
+        latent_blocks=(0, 1), dims=(8, 8, 8, 8), decoder_dim=8, last_dim=4,
     ),
     "raft": RaftConfig(widths=(8, 12, 16), **_FLOW),
     "sea_raft": SeaRaftConfig(widths=(8, 12, 16), blocks=(1, 1, 1), **_FLOW),
