@@ -139,17 +139,17 @@ def align_video(
                 ),
             )
         )
-    joined = _joined([run for part in parts for run in part.results], keys, config)
+    result = joined([run for part in parts for run in part.results], keys, config)
     if not wants_joint:
-        return joined
+        return result
     observations = joint.concatenate(part.observations for part in parts)
     del parts
     refined = keep(
         "joint refinement",
         lambda: joint.refine(
-            joined.variables,
+            result.variables,
             observations,
-            joined.dynamic_mask,
+            result.dynamic_mask,
             config,
             known=known,
             ignore=ignore,
@@ -158,12 +158,12 @@ def align_video(
         ),
     )
     return dataclasses.replace(
-        joined,
+        result,
         variables=refined.variables,
         pairs=observations.pairs,
         pair_losses=refined.pair_losses,
-        trace=_traces([joined.trace, refined.trace]),
-        failed=joined.failed or refined.failed,
+        trace=_traces([result.trace, refined.trace]),
+        failed=result.failed or refined.failed,
     )
 
 
@@ -292,10 +292,14 @@ def _cameras(keys: Runs, config: AlignmentConfig) -> variables_lib.Geometry:
     return variables_lib.decode(found, config, found.log_depth.shape[-2:])
 
 
-def _joined(
+def joined(
     runs: list[align_lib.AlignResult], keys: Runs, config: AlignmentConfig
 ) -> align_lib.AlignResult:
-    """One result of all clips (runs after the first); the first is the key-frame pass."""
+    """Returns one result of all clips.
+
+    runs: the key-frame pass, then every clip in a world of its own; `join` brings them together.
+    keys: what the key-frame pass left behind.
+    """
     fixed_world = runs[0].fixed_world
     cameras = _cameras(keys, config)
     clips = [

@@ -61,9 +61,10 @@ def _task(frames, seed, config=CONFIG):
 
 @pytest.fixture(scope="module", autouse=True)
 def short_chunks():
-    """Two looks at the host, so that masks are found again on the way."""
+    """Two looks at the host, so that masks are found again on the way; clips side by side."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(adam, "CHUNK", 4)
+        patch.setitem(clips._AT_ONCE, "cpu", 3)
         yield
 
 
