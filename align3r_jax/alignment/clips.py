@@ -21,9 +21,9 @@ from align3r_jax.alignment.align import Solved, Task
 from align3r_jax.alignment.solvers import adam
 from align3r_jax.structs import AlignmentVariables, Array, OpticalFlow, PairGraph, PairPredictions
 
-# Clips that the compiled loop treats side by side (vmap); the others of the call follow. The caches
-# of a CPU hold the chunk of one clip: three side by side take 1.7 times as long.
-_AT_ONCE = {"cpu": 1, "default": 1_000}
+# Whether the compiled loop treats the clips of a call side by side (vmap) or one after the other
+# (map): side by side took 1.7 times as long on a CPU (three clips of nine frames, 128x96).
+_SIDE_BY_SIDE = {"cpu": False}
 
 
 def solve(tasks: Sequence[Task], progress: adam.Progress | None = None) -> list[Solved]:
@@ -98,10 +98,9 @@ def _scan_stacked(state, problem, first_step, *, config, trainable, num_steps):
             state, problem, first_step, config=config, trainable=trainable.tree, num_steps=num_steps
         )
 
-    at_once = _AT_ONCE.get(jax.default_backend(), _AT_ONCE["default"])
-    if at_once >= state.failed.shape[0]:
+    if _SIDE_BY_SIDE.get(jax.default_backend(), True):
         return jax.vmap(one)(state, problem)
-    return jax.lax.map(lambda clip: one(*clip), (state, problem), batch_size=at_once)
+    return jax.lax.map(lambda clip: one(*clip), (state, problem))
 
 
 _with_masks = jax.jit(jax.vmap(objective.with_dynamic_mask), donate_argnums=0)

@@ -64,7 +64,7 @@ def short_chunks():
     """Two looks at the host, so that masks are found again on the way; clips side by side."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(adam, "CHUNK", 4)
-        patch.setitem(clips._AT_ONCE, "cpu", 3)
+        patch.setitem(clips._SIDE_BY_SIDE, "cpu", True)
         yield
 
 
