@@ -46,7 +46,7 @@ class State:
     """Where the loop stands.
 
     terms: those of `objective.evaluate` at the variables, all of them whether or not they count
-    now. damping: (). failed: (), the loss at the very start is not finite, so nothing moves.
+    now. damping: (). failed: (), the very start or its loss is not finite, so nothing moves.
     """
 
     variables: AlignmentVariables
@@ -86,11 +86,15 @@ def initial_state(
 ) -> State:
     """Returns the state before the first step."""
     terms = _terms(variables, problem, config)
+    finite = jnp.isfinite(terms["still"])
+    clean = variables_lib.without_invalid(variables, problem.frame_valid, problem.pair_valid)
+    for leaf in jax.tree.leaves(clean):
+        finite &= jnp.all(jnp.isfinite(leaf))
     return State(
         variables=variables,
         terms=terms,
         damping=jnp.full((), FIRST_DAMPING, problem.pixels.dtype),
-        failed=~jnp.isfinite(terms["still"]),
+        failed=~finite,
     )
 
 

@@ -111,24 +111,25 @@ def without_gauge(step: Array, numbers: Unknowns) -> Array:
 def move_camera(
     pose: Array, focal: Array, principal_point: Array, step: Array, numbers: Unknowns
 ) -> tuple[Array, Array, Array]:
-    """Returns pose (..., 4, 4), focal (...,), principal point (..., 2) after a step (..., F)."""
-    rotation = rigid.compose(rigid.exp_so3(step[..., :3]), pose[..., :3, :3])
-    moved = rigid.pose(rotation, pose[..., :3, 3] + step[..., 3:6])
+    """Returns pose (..., 4, 4), focal (...,), principal point (..., 2), to first order in a step.
+
+    For derivatives at a step of zero; step: (..., F).
+    """
+    turn = rigid.compose(rigid.hat(step[..., :3]), pose[..., :3, :3])
+    moved = rigid.pose(pose[..., :3, :3] + turn, pose[..., :3, 3] + step[..., 3:6])
     if numbers.principal_point:
         principal_point = principal_point + variables_lib.PRINCIPAL_POINT_UNIT * step[..., 7:9]
-    return moved, focal * jnp.exp(step[..., 6]), principal_point
+    return moved, focal * (1 + step[..., 6]), principal_point
 
 
 def move_pair(
     matrix: Array, offset: Array, step: Array, config: AlignmentConfig
 ) -> tuple[Array, Array]:
-    """Returns the matrix (..., 3, 3) and offset (..., 3) of a pair's map after a step (..., Q)."""
-    scale = jnp.exp(step[..., PAIR_SCALE])[..., None, None]
-    matrix = scale * rigid.compose(rigid.exp_so3(step[..., :3]), matrix)
+    """Returns the matrix (3, 3) and offset (3,) of a pair's map, to first order in a step (Q,)."""
+    matrix = (1 + step[PAIR_SCALE]) * matrix + rigid.compose(rigid.hat(step[:3]), matrix)
     if config.optimise_adaptors:
-        stretch = variables_lib.adaptor_scale(step[..., 7:9].reshape(-1, 2), config)
-        matrix = matrix * stretch.reshape(*matrix.shape[:-2], 1, 3)
-    return matrix, offset + step[..., 3:6]
+        matrix = matrix * variables_lib.adaptor_scale(step[None, 7:9], config)
+    return matrix, offset + step[3:6]
 
 
 def take(
@@ -149,9 +150,8 @@ def take(
     geometry = variables_lib.decode(clean, config, problem.image_size, problem.pair_valid)
     step = without_gauge(step, numbers)
     frame_step, pair_step = step[numbers.frame], step[numbers.pair]
-    pose, _, _ = move_camera(
-        geometry.world_from_cam, geometry.focal, geometry.principal_point, frame_step, numbers
-    )
+    pose = geometry.world_from_cam
+    camera_rotation = rigid.compose(rigid.exp_so3(frame_step[:, :3]), pose[:, :3, :3])
     offset = geometry.pair_offset + pair_step[:, 3:6]
     rotation = rigid.compose(
         rigid.exp_so3(pair_step[:, :3]), rigid.matrix_from_quaternion(clean.pair_quaternion)
@@ -162,8 +162,8 @@ def take(
         focal_step = step[jnp.min(numbers.frame[:, 6])][None]
     new = {
         "log_depth": clean.log_depth + depth_step.reshape(clean.log_depth.shape),
-        "frame_quaternion": rigid.quaternion_from_matrix(pose[:, :3, :3]),
-        "frame_translation": rigid.encode_translation(pose[:, :3, 3]),
+        "frame_quaternion": rigid.quaternion_from_matrix(camera_rotation),
+        "frame_translation": rigid.encode_translation(pose[:, :3, 3] + frame_step[:, 3:6]),
         "log_focal": clean.log_focal + config.focal_break * focal_step,
         "principal_point": clean.principal_point,
         "pair_quaternion": rigid.quaternion_from_matrix(rotation),

@@ -104,7 +104,8 @@ class Observed(NamedTuple):
     ray: Array
 
 
-def observe(n, scene: Scene, problem: Problem, config: AlignmentConfig) -> Observed:
+def observe(n: Array, scene: Scene, problem: Problem, config: AlignmentConfig) -> Observed:
+    """Returns what all pairs say of frame n."""
     data, maps = problem.pointmaps, scene.maps
     rows, valid = scene.slots.observation[n], scene.slots.valid[n]
     length = data.points.shape[-1]
