@@ -6,6 +6,7 @@ import functools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -13,6 +14,8 @@ from PIL import Image
 from align3r_jax.errors import UserError
 from align3r_jax.io import images, png16, prior_files
 from data.readers.sequence import FrameSlice
+
+_Part = TypeVar("_Part")
 
 
 def first_folder(candidates: Sequence[Path], what: str) -> Path:
@@ -119,6 +122,17 @@ def picture_size(pictures: Sequence[Path]) -> tuple[int, int]:
                 f"{sizes[0][1]} x {sizes[0][0]}: frames of one sequence must be of one size."
             )
     return sizes[0]
+
+
+def read_part(needed: bool, what: str, notes: list[str], read: Callable[[], _Part]) -> _Part | None:
+    """Returns what `read` does; what the task does not need may be damaged: None and a note."""
+    try:
+        return read()
+    except UserError as error:
+        if needed:
+            raise
+        notes.append(f"{what} are left out: {error}")
+        return None
 
 
 def depth_stack(

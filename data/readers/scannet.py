@@ -6,6 +6,7 @@ The folders that the data set's own SensReader exports from SCENE.sens: `SCENE/c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -38,27 +39,30 @@ def read(
     every = files.listed(folder / "color", (".jpg",), "pictures")
     files.check_no_gaps(every)
     pictures = files.chosen(every, frames)
-    notes: tuple[str, ...] = ()
+    notes: list[str] = []
+    posed = task == "camera_pose"
     world_from_cam = None
-    if task == "camera_pose" or (folder / "pose").is_dir():
-        paths = files.partners(pictures, lambda p: folder / "pose" / f"{p.stem}.txt", "pose")
-        world_from_cam = np.stack([read_matrix(path) for path in paths])
+    if posed or (folder / "pose").is_dir():
+        world_from_cam = files.read_part(
+            posed, "Poses", notes, lambda: _read_poses(folder / "pose", pictures)
+        )
+    if world_from_cam is not None:
         tracked = np.isfinite(world_from_cam).all((1, 2))
         lost = int((~tracked).sum())
-        if lost == len(pictures):
+        if lost == len(pictures) and posed:
             raise UserError(f"No pose of '{folder / 'pose'}' is finite: tracking was lost.")
-        if lost and task == "camera_pose":
+        if lost and posed:
             pictures = [picture for picture, good in zip(pictures, tracked) if good]
             world_from_cam = world_from_cam[tracked]
-            notes = (f"{lost} frames were left out: tracking was lost there.",)
+            notes.append(f"{lost} frames were left out: tracking was lost there.")
         elif lost:
             world_from_cam = None
-            notes = ("Tracking was lost in some frames: the poses are left out.",)
+            notes.append("Tracking was lost in some frames: the poses are left out.")
     depth = None
-    if task != "camera_pose" or (folder / "depth").is_dir():
-        maps = files.partners(pictures, lambda p: folder / "depth" / f"{p.stem}.png", "depth map")
-        # Millimetres: a wall nearer than 26 cm is a possible picture.
-        depth = files.depth_png16(maps, "scannet", refuse_small=False)
+    if not posed or (folder / "depth").is_dir():
+        depth = files.read_part(
+            not posed, "Depth maps", notes, lambda: _depth(folder / "depth", pictures)
+        )
     camera = folder / "intrinsic" / "intrinsic_color.txt"
     intrinsics = None
     if camera.is_file():
@@ -66,8 +70,19 @@ def read(
     return EvaluationSequence(
         name, "scannet", tuple(pictures), files.picture_size(pictures),
         depth=depth, world_from_cam=world_from_cam, intrinsics=intrinsics,
-        prior_files=files.priors(pictures, "sibling"), notes=notes,
+        prior_files=files.priors(pictures, "sibling"), notes=tuple(notes),
     ).check()  # fmt: skip
+
+
+def _read_poses(folder: Path, pictures: list[Path]) -> np.ndarray:
+    paths = files.partners(pictures, lambda path: folder / f"{path.stem}.txt", "pose")
+    return np.stack([read_matrix(path) for path in paths])
+
+
+def _depth(folder: Path, pictures: list[Path]) -> Callable[[], np.ndarray]:
+    paths = files.partners(pictures, lambda path: folder / f"{path.stem}.png", "depth map")
+    # Millimetres: a wall nearer than 26 cm is a possible picture.
+    return files.depth_png16(paths, "scannet", refuse_small=False)
 
 
 def read_matrix(path: Path) -> np.ndarray:

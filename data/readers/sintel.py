@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -39,6 +40,9 @@ _WANTED = {
 }
 
 
+_ego_flow = jax.jit(warp.ego_flow)
+
+
 def _training(root: Path) -> Path:
     return root / "training" if (root / "training").is_dir() else root
 
@@ -59,8 +63,22 @@ def read(
     every = files.listed(training / options.render_pass / name, (".png",), "pictures")
     files.check_no_gaps(every)
     pictures = files.chosen(every, frames)
-    parts, notes = _parts(training, name, task, every, pictures)
-    cameras = [sintel_files.read_cam(path) for path in parts.get("cam", ())]
+    masked = task == "motion" and (training / _MASKS / name).is_dir()
+    wanted = () if masked else _WANTED[task]
+    notes: list[str] = []
+    parts = {}
+    for kind, place in _PLACES.items():
+        if kind in wanted or (training / place / name).is_dir():
+            get = functools.partial(_files_of, training, name, kind, every, pictures)
+            found_files = files.read_part(kind in wanted, f"The {place} files", notes, get)
+            if found_files is not None:
+                parts[kind] = found_files
+    cameras = files.read_part(
+        "cam" in wanted,
+        "The cameras",
+        notes,
+        lambda: [sintel_files.read_cam(path) for path in parts.get("cam", ())],
+    )
     world_from_cam = intrinsics = depth = None
     if cameras:
         world_from_cam = poses.from_extrinsics(np.stack([c.cam_from_world for c in cameras]))
@@ -79,36 +97,21 @@ def read(
         depth=depth, world_from_cam=world_from_cam, intrinsics=intrinsics,
         dynamic_mask=mask, mask_frames=mask_frames,
         flow=functools.partial(_flows, flow_paths) if flow_paths and frames.stride == 1 else None,
-        prior_files=files.priors(pictures, "scene"), notes=notes,
+        prior_files=files.priors(pictures, "scene"), notes=tuple(notes),
     ).check()  # fmt: skip
 
 
-def _parts(
-    training: Path, name: str, task: str, every: list[Path], pictures: list[Path]
-) -> tuple[dict[str, tuple[Path, ...]], tuple[str, ...]]:
-    """Returns the files of each kind, and a note for what is damaged but not demanded."""
-    masked = task == "motion" and (training / _MASKS / name).is_dir()
-    wanted = () if masked else _WANTED[task]
-    with_flow = pictures[:-1] if pictures[-1] == every[-1] else pictures
-    parts, notes = {}, []
-    for kind, place in _PLACES.items():
-        folder = training / place / name
-        if kind not in wanted and not folder.is_dir():
-            continue
-        try:
-            stored = files.listed(folder, (f".{kind}",), f"{place} files")
-            if kind != "flo":
-                files.same_count(every, stored, f"{place} files")
-            parts[kind] = files.partners(
-                with_flow if kind == "flo" else pictures,
-                functools.partial(_beside, folder, f".{kind}"),
-                f"{place} file",
-            )
-        except UserError as error:
-            if kind in wanted:
-                raise
-            notes.append(f"The {place} files are left out: {error}")
-    return parts, tuple(notes)
+def _files_of(
+    training: Path, name: str, kind: str, every: list[Path], pictures: list[Path]
+) -> tuple[Path, ...]:
+    """The files of one kind that belong to the pictures."""
+    folder, what = training / _PLACES[kind] / name, f"{_PLACES[kind]} files"
+    stored = files.listed(folder, (f".{kind}",), what)
+    if kind == "flo":
+        pictures = pictures[:-1] if pictures[-1] == every[-1] else pictures
+    else:
+        files.same_count(every, stored, what)
+    return files.partners(pictures, lambda path: folder / f"{path.stem}.{kind}", what)
 
 
 def _masks(
@@ -141,10 +144,6 @@ def _unless_all(known: tuple[int, ...], pictures: list[Path]) -> tuple[int, ...]
     return known if len(known) < len(pictures) else None
 
 
-def _beside(folder: Path, suffix: str, picture: Path) -> Path:
-    return folder / f"{picture.stem}{suffix}"
-
-
 def _flows(paths: tuple[Path, ...]) -> np.ndarray:
     return np.stack([flow_files.read_flow(path) for path in paths])
 
@@ -174,7 +173,7 @@ def _computed_masks(
         depth, flow = sintel_files.read_dpt(depth_path), flow_files.read_flow(path)
         if flow.shape[:2] != depth.shape:
             raise UserError(f"'{path}' is {flow.shape[:2]}, '{depth_path}' {depth.shape}.")
-        still = warp.ego_flow(
+        still = _ego_flow(
             jnp.asarray(depth),
             jnp.asarray(first.intrinsics, jnp.float32),
             jnp.asarray(second.intrinsics, jnp.float32),

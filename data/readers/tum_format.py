@@ -85,16 +85,20 @@ def read(
     unsorted files, or if too little of them belongs together.
     """
     rgb = read_stamped(folder, "rgb")
-    truth = read_truth(folder)
-    if truth is None and task == "camera_pose":
-        raise UserError(f"'{folder}' holds no {' or '.join(_TRAJECTORIES)}.")
-    depth = None
-    if task != "camera_pose" or (folder / "depth").is_dir():
-        depth = read_stamped(folder, "depth")
     notes: list[str] = []
-    depth_of = None if depth is None else _depth_of(rgb, depth, options, folder)
+    posed = task == "camera_pose"
+    truth = files.read_part(posed, "Poses", notes, lambda: read_truth(folder))
+    if truth is None and posed:
+        raise UserError(f"'{folder}' holds no {' or '.join(_TRAJECTORIES)}.")
+    depth = depth_of = None
+    if not posed or (folder / "depth").is_dir():
+        depth = files.read_part(
+            not posed, "Depth maps", notes, lambda: read_stamped(folder, "depth")
+        )
+    if depth is not None:
+        depth_of = _depth_of(rgb, depth, options, folder)
     pose_of = None if truth is None else _pose_of(rgb, truth, options, frames, notes, task)
-    needed = pose_of if task == "camera_pose" else depth_of
+    needed = pose_of if posed else depth_of
     assert needed is not None
     candidates = [k for k in range(len(rgb.paths)) if k in needed]
     if not candidates:
@@ -120,7 +124,10 @@ def read(
     if depth_of is not None and depth is not None:
         picked = _picked(depth_of, chosen, "depth maps", notes)
         if picked is not None:
-            depth_files = files.depth_png16([depth.paths[k] for k in picked], dataset)
+            paths = [depth.paths[k] for k in picked]
+            depth_files = files.read_part(
+                not posed, "Depth maps", notes, lambda: files.depth_png16(paths, dataset)
+            )
     if rgb.numbered:
         notes.append("The pictures are numbered, not timed: everything was matched by number.")
     own = folder / "K.txt"
@@ -209,7 +216,7 @@ def _nothing_matches(folder: Path, task: str, options: ReaderOptions) -> str:
 
 def _read_table(table: Path, folder: Path) -> tuple[np.ndarray, tuple[Path, ...]]:
     times, paths = [], []
-    for number, line in enumerate(table.read_text().splitlines(), 1):
+    for number, line in enumerate(table.read_text(errors="replace").splitlines(), 1):
         fields = line.split("#")[0].split()
         if not fields:
             continue

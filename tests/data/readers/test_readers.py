@@ -199,6 +199,17 @@ def test_kitti(tmp_path, world):
     assert sequence.frame_names == tuple(f"{k:010d}" for k in range(5, 5 + COUNT))
     np.testing.assert_array_equal(sequence.load_image(sequence.images[2]), world.images[2])
     np.testing.assert_allclose(sequence.times, 0.5 + np.arange(COUNT) / 10, atol=1e-6)
+    stamps = tmp_path / "2011_09_26" / name / "image_02" / "timestamps.txt"
+    lines = stamps.read_text().splitlines()
+    stamps.write_text("\n".join([*lines[:7], lines[8], lines[7], *lines[9:]]))
+    failed = datasets.read_sequence("kitti", tmp_path, name, "video_depth")
+    assert isinstance(failed, FailedSequence)
+    assert f"'{stamps}': the time stamps are not sorted; line 9" in failed.reason
+    stamps.unlink()
+    (tmp_path / "2011_09_26" / "calib_cam_to_cam.txt").unlink()
+    bare = datasets.read_sequence("kitti", tmp_path, name, "video_depth")
+    assert bare.times is None and bare.intrinsics is None
+    assert "calib_cam_to_cam.txt' is missing" in bare.notes[0]
 
 
 def test_nyu(tmp_path, world):
