@@ -144,7 +144,8 @@ class AlignmentConfig:
     gauss_newton_steps: int = 12
     depth_rounds: int = 8  # reweighting rounds of the depth of every pixel
     # How point maps and their weights are kept: 16 bits halve memory and traffic. float16 holds
-    # coordinates of 1e-4 to 6e4 with 11 bits, bfloat16 any with 8.
+    # coordinates of 1e-4 to 6e4 with 11 bits, bfloat16 any with 8. On the recorded scene the loss
+    # changes by 1e-5 (bfloat16 5e-3) of itself and depth by 1e-4 (6e-4), median.
     storage_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     distance: Literal["l1", "l2"] = "l1"  # Euclidean norm, or its square
     # f: l1 is sqrt(|r|^2 + f^2) - f, in units of the scene: smooth, for gradients of the result.
