@@ -26,9 +26,11 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY = {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 _SHARE = 0.5  # of the free memory, unless the user names a limit
 
-_PROGRAMS = 400 << 20  # compiled programs, temporaries of the compiler, what the allocator keeps
+_PROGRAMS = 700 << 20  # compiled programs, temporaries of the compiler, what the allocator keeps
 _POINT = 32  # bytes per pixel and pair: two point maps (3) and confidences (1), float32
 _FIELD = 12  # bytes per pixel and flow field: two components and a weight, float32
+_RUN = 200  # bytes per pixel and pair of one run: given, laid out, searched for moving things
+_STACKED = 400  # the same for the clips of one call, stacked; measured (docs/long_videos.md)
 _FRAME = 80  # bytes per pixel and frame of a run: depth, moments, points and their gradient
 _RESULT = 9  # bytes per pixel and frame that every finished clip leaves: depth, confidence, mask
 _OUTPUT = 50  # bytes per pixel and frame while the result is decoded, written and read for a report
@@ -242,17 +244,16 @@ def predict(
     features, kept = _features(plan, num_frames, height, width, config, network)
     base += prior + kept
     stages = {"frame features": base + features}
-    per_pair = 2 * _POINT + 3 * _FIELD  # given and laid out for the loop; fields once more
     decode = _decode_bytes(pixels, network) * plan.pair_batch
     if plan.mode == "flat":
         pairs = pairing.make_pairs(num_frames, config.pairs).num_pairs
-        stages["alignment"] = base + pixels * (pairs * per_pair + num_frames * _FRAME) + decode
+        stages["alignment"] = base + pixels * (pairs * _RUN + num_frames * _FRAME) + decode
     else:
         size = plan.clip_size
         clip = pairing.clip_graph(size, config.pairs.clip_symmetric).num_pairs
         clips = min(plan.clips_per_call, -(-num_frames // size))
         done = _RESULT * video
-        call = clips * (clip * per_pair + size * _FRAME) * pixels
+        call = clips * (clip * _STACKED + size * _FRAME) * pixels
         keys = _key_frame_bytes(plan, num_frames, size, pixels, config)
         lattice, pairs = _joint_bytes(plan, num_frames, size, pixels, config)
         stages["key frames"] = base + keys + decode
@@ -287,7 +288,7 @@ def _decode_bytes(pixels: int, network: NetworkConfig | None) -> int:
 def _key_frame_bytes(plan, num_frames, size, pixels, config) -> int:
     graph = _key_frames(num_frames, size, config)
     if not plan.lattice_keys:
-        return pixels * (graph.num_pairs * (2 * _POINT + 3 * _FIELD) + graph.num_frames * _FRAME)
+        return pixels * (graph.num_pairs * _RUN + graph.num_frames * _FRAME)
     return plan.pairs_at_once * pixels * (_POINT + _FIELD) + _lattice_bytes(
         plan, graph.num_pairs, graph.num_frames
     )

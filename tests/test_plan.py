@@ -33,8 +33,9 @@ def test_a_smaller_limit_gives_a_smaller_plan_that_fits():
     needed = generous.peak
     previous = generous
     for share in (0.9, 0.8, 0.7):
-        chosen = _plan(200, share * needed)
-        assert chosen.peak <= share * needed == chosen.limit
+        limit = int(share * needed)
+        chosen = _plan(200, limit)
+        assert chosen.peak <= limit == chosen.limit
         assert chosen.clips_per_call <= previous.clips_per_call
         previous = chosen
     assert previous.clips_per_call < generous.clips_per_call
