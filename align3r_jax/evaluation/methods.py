@@ -43,10 +43,13 @@ class Prediction:
 
 @dataclasses.dataclass(frozen=True)
 class Networks:
-    """The networks of a method, opened once for all sequences. cache_dir: of depth priors."""
+    """The networks of a method, opened once for all sequences. cache_dir: of depth priors.
+
+    prior: what `pipeline.reconstruct` takes as `prior_model`.
+    """
 
     model: LoadedNetwork | None = None
-    prior: sources.NetworkPrior | None = None
+    prior: LoadedNetwork | mono_depth.DepthModel | None = None
     flow: LoadedNetwork | None = None
     cache_dir: str | None = None
 
@@ -54,7 +57,7 @@ class Networks:
     def checksums(self) -> list[str]:
         """One per network, "none" where there is none."""
         return [
-            "none" if network is None else str(network.checksum)
+            "none" if network is None else str(getattr(network, "checksum", "not known"))
             for network in (self.model, self.prior, self.flow)
         ]
 
