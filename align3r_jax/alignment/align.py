@@ -14,7 +14,7 @@ from absl import logging
 from flax import struct
 
 from align3r_jax.alignment import initialise as initialise_lib
-from align3r_jax.alignment import motion_mask, objective, soundness, two_view
+from align3r_jax.alignment import known_cameras, motion_mask, objective, soundness, two_view
 from align3r_jax.alignment import variables as variables_lib
 from align3r_jax.alignment.solvers import adam, second_order
 from align3r_jax.alignment.terms import flow as flow_term
@@ -195,6 +195,8 @@ def prepare(
         start = initialise_lib.initialise(
             predictions, graph, config, key_frame_prior=key_frame_prior, known=known
         )
+        if config.residual_over_scale and known is not None and known.holds_a_scale:
+            start = known_cameras.with_parallax(start, predictions, graph, config, known)
 
     def scene_mask(variables: AlignmentVariables) -> np.ndarray:
         if mask_flow is None:

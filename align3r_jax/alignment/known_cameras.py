@@ -6,6 +6,7 @@ the pair scales are not normalised, since the poses fix the scale of the world.
 
 from __future__ import annotations
 
+import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from align3r_jax.structs import (
     PairPredictions,
 )
 
+MAX_GROWTH = 3.0  # of the scale by the parallax; beyond, the predictions contradict the poses
 _SCALE_PIXELS = 1024  # of a frame, evenly spread, that the scale is found from
 _MAX_NOISE = 1.5  # by how much noise of the found path may lengthen it
 _SAME_PLACE = 1e-9  # spread of positions over their size: below, they are one position
@@ -107,10 +109,13 @@ class WorldFit(NamedTuple):
     angle: float
 
 
-def fit_world(found: Array, known: Array, mask: Array | None = None) -> WorldFit:
+def fit_world(
+    found: Array, known: Array, mask: Array | None = None, *, exact: bool = True
+) -> WorldFit:
     """The similarity that carries found cameras onto known ones, from any number of them.
 
     found, known: (T, 4, 4) world_from_cam. mask: (T,) bool, the cameras that count; None: all.
+    exact: the known cameras are; else both are noisy, and the scale is the ratio of their spreads.
     Rotation: Procrustes of the centres and, as far from them as these are spread, points on the
     three axes of every camera, so that one camera, cameras in one place or on one line fix it too.
     Scale and translation: least squares of the found centres given the known ones and the rotation.
@@ -135,8 +140,8 @@ def fit_world(found: Array, known: Array, mask: Array | None = None) -> WorldFit
         # The noise is in what was found: regressed the other way round it would shrink the scale.
         agreement = float((turned * offsets[1]).sum())
         scale = float((offsets[1] ** 2).sum()) / agreement if agreement > 0 else np.inf
-        if scale > _MAX_NOISE * spreads[1] / spreads[0]:
-            # The paths hardly agree: at least their sizes do.
+        if not exact or scale > _MAX_NOISE * spreads[1] / spreads[0]:
+            # Noise in both, or paths that hardly agree: at least their sizes do.
             scale = spreads[1] / spreads[0]
     turns = np.einsum("tai,ab,tbj->tij", known[:, :3, :3], rotation, found[:, :3, :3])
     cosine = np.clip((np.trace(turns, axis1=1, axis2=2) - 1) / 2, -1, 1)
@@ -197,6 +202,40 @@ def parallax_scale(
     reached = np.cumsum(weight[order])
     middle = float(ratio[order][np.searchsorted(reached, reached[-1] / 2)])
     return 1 / middle if middle > 0 else 1.0
+
+
+def with_parallax(
+    start: AlignmentVariables,
+    predictions: PairPredictions,
+    graph: PairGraph,
+    config: AlignmentConfig,
+    known: variables.Known,
+) -> AlignmentVariables:
+    """Returns a start about held cameras that has grown by `parallax_scale`.
+
+    Depths and pairs grow about their own (first) cameras, which stay.
+    """
+    height, width = predictions.confidence1.shape[1:]
+    geometry = variables.decode(start, config, (height, width))
+    growth = parallax_scale(
+        predictions,
+        graph.pairs,
+        geometry.pair_scale,
+        known.world_from_cam,
+        geometry.intrinsics,
+        known.pose_mask,
+    )
+    if not 1 / MAX_GROWTH < growth < MAX_GROWTH:
+        return start
+    centres = geometry.world_from_cam[graph.pairs[:, 0], :3, 3]
+    offset = centres + growth * (geometry.pair_offset - centres)
+    scale = growth * geometry.pair_scale
+    return dataclasses.replace(
+        start,
+        log_depth=start.log_depth + np.float32(np.log(growth)),
+        pair_log_scale=start.pair_log_scale + np.float32(np.log(growth)),
+        pair_translation=rigid.encode_translation(offset / scale[:, None]),
+    )
 
 
 def _similarities(

@@ -36,7 +36,6 @@ from align3r_jax.structs import (
 
 _LEAST_PARALLAX = 2e-3  # spread of the cameras over the median depth: below, no scale is visible
 _MISFIT = np.deg2rad(10)  # median angle at which known poses contradict the video
-_MAX_CORRECTION = 3.0  # of the scale by the parallax; beyond, the predictions contradict the poses
 _UNIT = 4.0  # spreads of held cameras in one unit of a long video: depths come out near 1
 _FAR = 1e4  # distance of the user's origin over the spread of the cameras: float32 loses digits
 
@@ -170,13 +169,16 @@ def place(
     free = _without_poses(known)
     free_config = variables.settings_with_known(config, free)
     scene = initialise.starting_scene(predictions, graph, free_config, known=free)
-    fit = known_cameras.fit_world(scene.world_from_cam, known.world_from_cam, known.pose_mask)
+    exact = known.rotation_deviation is None
+    fit = known_cameras.fit_world(
+        scene.world_from_cam, known.world_from_cam, known.pose_mask, exact=exact
+    )
     fixes_scale = fit.fixes_scale and _parallax(scene) >= _LEAST_PARALLAX
     mask = slice(None) if known.pose_mask is None else np.asarray(known.pose_mask)
     centre = np.asarray(known.world_from_cam)[mask, :3, 3].mean(axis=0)
     gain = variables.scale_normalisation(jnp.log(scene.pair_scale), free_config)
     world = World(fit.scale, fit.rotation, centre)
-    if fixes_scale and known.rotation_deviation is None:
+    if fixes_scale and exact:
         growth = known_cameras.parallax_scale(
             predictions,
             graph.pairs,
@@ -185,7 +187,7 @@ def place(
             _intrinsics(scene, free),
             known.pose_mask,
         )
-        if 1 / _MAX_CORRECTION < growth < _MAX_CORRECTION:
+        if 1 / known_cameras.MAX_GROWTH < growth < known_cameras.MAX_GROWTH:
             world = dataclasses.replace(world, scale=fit.scale * growth)
     deviation = known.translation_deviation
     inner = dataclasses.replace(
@@ -260,8 +262,8 @@ def _intrinsics(scene: StartingScene, known: variables.Known) -> np.ndarray:
         known.known_focals(len(scene.focal)),
     )
     middle = np.array([width / 2, height / 2])
-    point = [spanning_tree.principal_point(known, frame) for frame in range(len(focal))]
-    point = np.stack([middle if p is None else p for p in point])
+    given = [spanning_tree.principal_point(known, frame) for frame in range(len(focal))]
+    point = np.stack([middle if p is None else p for p in given])
     return np.asarray(camera.intrinsics_matrix(jnp.asarray(focal), jnp.asarray(point)))
 
 

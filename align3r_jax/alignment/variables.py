@@ -59,6 +59,11 @@ class Known:
         return self.pose_mask is None and self.rotation_deviation is None
 
     @property
+    def holds_a_scale(self) -> bool:
+        """Poses of all frames are given and held, and they say how large the world is."""
+        return self.world_from_cam is not None and self.holds_all_poses and self.fixes_scale
+
+    @property
     def holds_all_intrinsics(self) -> bool:
         """Whatever focals are given are those of all frames, and held."""
         return self.intrinsics_mask is None and self.focal_deviation is None
