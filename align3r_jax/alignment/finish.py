@@ -48,12 +48,13 @@ def to_scene(
             config.clean_tolerance,
             config.clean_views,
         )
-    depth, poses = scale * np.asarray(geometry.depth, np.float64), np.array(poses, np.float64)
+    poses = np.array(poses, np.float64)
     poses[:, :3, 3] *= scale
+    factor = scale
     if world is not None:
-        depth, poses = world.scale * depth, world.poses_to_user(poses)
+        factor, poses = world.scale * scale, world.poses_to_user(poses)
     return Scene(
-        depth=depth.astype(np.float32),
+        depth=np.asarray(geometry.depth, np.float32) * np.float32(factor),
         world_from_cam=poses.astype(np.float32),
         intrinsics=np.asarray(geometry.intrinsics),
         confidence=np.asarray(confidence, np.float32),

@@ -74,19 +74,17 @@ def from_scene(scene: Scene, rules: PointFilter | None = None) -> PointCloud:
     """
     rules = rules or PointFilter()
     keep = kept_pixels(scene, rules)
-    ends = np.cumsum(keep.reshape(len(keep), -1).sum(1))
-    # The n-th kept pixel of the video, for ascending n.
-    chosen = np.arange(ends[-1])
-    if rules.max_points is not None and len(chosen) > rules.max_points:
-        generator = np.random.default_rng(0)
-        chosen = np.sort(generator.choice(ends[-1], rules.max_points, replace=False))
+    counts = keep.reshape(len(keep), -1).sum(1)
+    wanted, generator = counts, np.random.default_rng(0)
+    if rules.max_points is not None and counts.sum() > rules.max_points:
+        # How many of a random subset fall on each frame; no list of all pixels is needed.
+        wanted = generator.multivariate_hypergeometric(counts, rules.max_points)
     points, colours, frame = [], [], []
     # One frame at a time: the points of all pixels of a long video need not fit into memory.
-    for t, (first, end) in enumerate(zip(np.append(0, ends[:-1]), ends)):
-        ranks = chosen[np.searchsorted(chosen, first) : np.searchsorted(chosen, end)] - first
-        if not len(ranks):
-            continue
-        pixels = np.flatnonzero(keep[t])[ranks]
+    for t in np.flatnonzero(wanted):
+        pixels = np.flatnonzero(keep[t])
+        if wanted[t] < len(pixels):
+            pixels = np.sort(generator.choice(pixels, wanted[t], replace=False))
         # Whole images, whose shape never changes, are moved: another shape would compile again.
         in_camera = camera.unproject(scene.depth[t], scene.intrinsics[t])
         in_world = rigid.apply(scene.world_from_cam[t], in_camera)
