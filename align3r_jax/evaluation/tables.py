@@ -93,6 +93,11 @@ COLUMNS = {
 }
 
 
+def scores_of(task: str) -> tuple[str, ...]:
+    """The keys of the columns of a task."""
+    return tuple(column.key for column in COLUMNS[task])
+
+
 def published_rows(task: str, dataset: str) -> tuple[Row, ...]:
     """Rows of others, with protocol and source in the columns of `SOURCE_COLUMNS`."""
     return tuple(
