@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -191,6 +192,7 @@ def main(argv: Sequence[str]) -> None:
     flow_model = sources.open_flow(config.flow)
     model = align3r_jax.load(WEIGHTS.value) if WEIGHTS.value else None
     size = SIZE.value or (model.config.img_size if model else _FLOW_SIZE)
+    prior_name, _ = sources.prior_source(config, model, prior_model, lambda sentence: None)
     frames, originals = video.read_frames(
         VIDEO.value,
         start=START.value,
@@ -200,6 +202,8 @@ def main(argv: Sequence[str]) -> None:
         max_frames=MAX_FRAMES.value or None,
         size=size,
         crop=CROP.value,
+        # Only networks look at the original pictures; those of a long video fill the memory.
+        keep_originals=not re.fullmatch(r"plane|none|files:.*", prior_name, re.DOTALL),
     )
     height, width = frames.images.shape[1:3]
     logging.info("%d frames of %dx%d from %s", frames.num_frames, width, height, VIDEO.value)
