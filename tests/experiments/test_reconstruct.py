@@ -213,3 +213,11 @@ def test_an_existing_output_is_kept_unless_overwritten(result, video, tmp_path):
     with pytest.raises(UserError, match="overwrite"):
         _run(video, copy)
     assert (copy / "summary.json").read_bytes() == before
+
+
+def test_a_memory_limit_is_read_and_held_to(video, tmp_path, result):
+    output = tmp_path / "out"
+    _expect("like 8GB", video, output, max_memory="lots")
+    _expect("at least .*GB is needed", video, output, max_memory="10MB")
+    plan = json.loads((result / "summary.json").read_text())["plan"]
+    assert plan["mode"] == "flat" and plan["stages"]["alignment"] < plan["limit"]
