@@ -41,12 +41,13 @@ def _compute(name: str, compute: Callable[[], Any]) -> Any:
 class Cut:
     """How much of a video is in memory at a time.
 
-    clips_per_call: clips aligned in one call. lattice_keys: key frames are aligned on the pixel
+    clips_per_call: clips aligned in one call; 1 (parity): a shorter clip is not filled up, which
+    changes roundings. lattice_keys: key frames are aligned on the pixel
     lattice of the joint refinement, without flow, rather than at full size. pairs_at_once: pairs
     that are predicted together where only their lattice is kept.
     """
 
-    clips_per_call: int = 4
+    clips_per_call: int = 1
     lattice_keys: bool = False
     pairs_at_once: int = 64
 
