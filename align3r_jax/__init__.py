@@ -11,6 +11,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from align3r_jax.alignment.differentiable import align_implicit as align_implicit
+    from align3r_jax.alignment.differentiable import align_unrolled as align_unrolled
     from align3r_jax.alignment.solve import align as align
     from align3r_jax.config import AlignmentConfig as AlignmentConfig
     from align3r_jax.config import FlowConfig as FlowConfig
@@ -27,10 +29,13 @@ if TYPE_CHECKING:
     from align3r_jax.structs import KnownCameras as KnownCameras
     from align3r_jax.structs import PairPredictions as PairPredictions
     from align3r_jax.structs import Scene as Scene
+    from align3r_jax.structs import TermWeights as TermWeights
     from align3r_jax.weights.store import load as load
 
 _HOME = {
     "align": "align3r_jax.alignment.solve",
+    "align_implicit": "align3r_jax.alignment.differentiable",
+    "align_unrolled": "align3r_jax.alignment.differentiable",
     "AlignmentConfig": "align3r_jax.config",
     "AlignmentPriors": "align3r_jax.structs",
     "FlowConfig": "align3r_jax.config",
@@ -46,6 +51,7 @@ _HOME = {
     "KnownCameras": "align3r_jax.structs",
     "PairPredictions": "align3r_jax.structs",
     "Scene": "align3r_jax.structs",
+    "TermWeights": "align3r_jax.structs",
     "load": "align3r_jax.weights.store",
 }
 __all__ = sorted(_HOME)

@@ -240,14 +240,18 @@ def evaluate(
     terms["flow_12"] = terms["flow_21"] = zero
     fields = problem.flow
     if fields is not None:
-        own, (terms["flow_12"], terms["flow_21"]) = jax.lax.cond(
-            with_flow,
-            lambda scene: flow.flow_shares(
+
+        def shares(scene):
+            return flow.flow_shares(
                 scene, problem.pixels, fields, config.flow_pixel_cut, problem.axis
-            ),
-            lambda scene: ((zero, zero), (zero, zero)),
-            geometry,
-        )
+            )
+
+        if with_flow is True:
+            own, (terms["flow_12"], terms["flow_21"]) = shares(geometry)
+        else:
+            own, (terms["flow_12"], terms["flow_21"]) = jax.lax.cond(
+                with_flow, shares, lambda _: ((zero, zero), (zero, zero)), geometry
+            )
         both = own[0] + own[1]
         if config.flow_gate > 0:
             # parity: a loss above the gate is dropped for this iteration, not capped.

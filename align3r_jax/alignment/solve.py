@@ -8,7 +8,10 @@ host's driver, with progress and the recorded start, is `align.align_graph`; bot
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +31,7 @@ from align3r_jax.structs import (
     Array,
     PairGraph,
     PairPredictions,
+    TermWeights,
 )
 
 NO_PRIORS = AlignmentPriors()
@@ -65,7 +69,7 @@ def align(
     Raises:
         UserError: shapes do not fit together.
     """
-    _check(predictions, graph, priors)
+    check(predictions, graph, priors)
     return run(predictions, graph, priors, config, degrees=degrees(graph, priors, config))
 
 
@@ -80,19 +84,21 @@ def degrees(
     if config.solver != "gauss_newton":
         return None
     flow = priors.flow if config.flow_weight > 0 else None
-    lists = [graph.pairs] if flow is None else [graph.pairs, flow.pairs]
+    lists: list[Any] = [graph.pairs] if flow is None else [graph.pairs, flow.pairs]
     if any(isinstance(values, jax.core.Tracer) for values in lists):
         bounds = [slots_lib.bound(graph.num_frames, *lists, *[None] * (2 - len(lists)))]
     else:
         clips = zip(*(np.reshape(values, (-1, *np.shape(values)[-2:])) for values in lists))
         bounds = []
         for clip in clips:
-            kept = [values[values[:, 0] >= 0] for values in clip]  # what fills up is at -1
+            # What fills up is at -1.
+            kept: list[Any] = [values[values[:, 0] >= 0] for values in clip]
             bounds.append(slots_lib.bound(graph.num_frames, *kept, *[None] * (2 - len(kept))))
     return slots_lib.Degrees(*(-(-max(sizes) // 4) * 4 for sizes in zip(*bounds)))
 
 
-def _check(predictions: PairPredictions, graph: PairGraph, priors: AlignmentPriors) -> None:
+def check(predictions: PairPredictions, graph: PairGraph, priors: AlignmentPriors) -> None:
+    """Raises UserError unless the shapes fit together."""
     try:
         predictions.check(graph)
     except ValueError as error:
@@ -120,6 +126,25 @@ def _check(predictions: PairPredictions, graph: PairGraph, priors: AlignmentPrio
         )
 
 
+class Setup(NamedTuple):
+    """An alignment about to start. `config` is that with what is known.
+
+    scene_mask: variables -> (T, H, W) bool, the mask that a scene implies (no gradient passes).
+    segments: how many times the loop takes the mask of where it stands.
+    """
+
+    start: AlignmentVariables
+    problem: objective.Problem
+    trainable: AlignmentVariables
+    scene_mask: Callable[[AlignmentVariables], Array]
+    segments: int
+    config: AlignmentConfig
+
+    def problem_at(self, variables: AlignmentVariables) -> objective.Problem:
+        """Returns the problem with the masks of a scene."""
+        return objective.with_dynamic_mask(self.problem, self.scene_mask(variables))
+
+
 @functools.partial(jax.jit, static_argnames=("config", "axis", "degrees"))
 def run(
     predictions: PairPredictions,
@@ -134,6 +159,19 @@ def run(
     axis: name of the mesh axis over which predictions, graph and flow are spread; everything else,
     the result included, is the same on every device and counts the pairs of all of them.
     """
+    setup = set_up(predictions, graph, priors, config, axis)
+    return optimise(setup, degrees=degrees)
+
+
+def set_up(
+    predictions: PairPredictions,
+    graph: PairGraph,
+    priors: AlignmentPriors,
+    config: AlignmentConfig,
+    axis: str | None = None,
+    term_weights: TermWeights | None = None,
+) -> Setup:
+    """Returns the start and the problem of `run`. term_weights: instead of the config's."""
     known = priors.known
     config = variables_lib.settings_with_known(config, known)
     frames, (height, width) = graph.num_frames, predictions.confidence1.shape[1:]
@@ -164,6 +202,7 @@ def run(
         ignore=priors.ignore,
         depth_prior=priors.depth,
         axis=axis,
+        term_weights=term_weights,
     )
     finds_masks = priors.flow is not None and is_given is not True
 
@@ -172,36 +211,49 @@ def run(
             return user_mask
         scene = variables_lib.without_invalid(variables, problem.frame_valid, problem.pair_valid)
         geometry = variables_lib.decode(scene, config, (height, width), problem.pair_valid)
+        flow: Any = priors.flow
+        geometry, flow = jax.lax.stop_gradient((geometry, flow))
         found = motion_mask.update_from_scene(
-            *jax.lax.stop_gradient(
-                (geometry.depth, geometry.world_from_cam, geometry.intrinsics, priors.flow)
-            ),
-            config,
-            axis,
+            geometry.depth, geometry.world_from_cam, geometry.intrinsics, flow, config, axis
         )
         return jnp.where(is_given, user_mask, found)
 
-    # The masks of the start, then as many more as are asked for, evenly spread.
-    segments = 1 + (config.motion_mask_updates if finds_masks else 0)
-    solve = _first_order
+    return Setup(
+        start=start,
+        problem=problem,
+        trainable=variables_lib.trainable(start, config, known),
+        scene_mask=scene_mask,
+        # The masks of the start, then as many more as are asked for, evenly spread.
+        segments=1 + (config.motion_mask_updates if finds_masks else 0),
+        config=config,
+    )
+
+
+def optimise(
+    setup: Setup, *, degrees: slots_lib.Degrees | None = None, rematerialise: bool = False
+) -> tuple[AlignmentVariables, dict[str, Array]]:
+    """Runs the solver of the config. rematerialise: for gradients through the loop of Adam."""
+    config = setup.config
     if config.solver == "gauss_newton" and config.iterations > 0:
         solve = functools.partial(_second_order, degrees=degrees)
-    variables, trace = solve(
-        start,
-        lambda variables: objective.with_dynamic_mask(problem, scene_mask(variables)),
-        config,
-        variables_lib.trainable(start, config, known),
-        segments,
-    )
-    trace["dynamic_mask"] = scene_mask(variables)
-    trace["pair_losses"] = pair_losses(variables, problem, config)
+    else:
+        solve = functools.partial(_first_order, rematerialise=rematerialise)
+    variables, trace = solve(setup.start, setup.problem_at, config, setup.trainable, setup.segments)
+    trace["dynamic_mask"] = setup.scene_mask(variables)
+    trace["pair_losses"] = pair_losses(variables, setup.problem, config)
     return variables, trace
 
 
-def _first_order(start, problem_at, config, trainable, segments):
+def _first_order(start, problem_at, config, trainable, segments, rematerialise):
     """Adam over all pixels; problem_at(variables) is the problem with the masks found there."""
     length = -(-config.iterations // segments)
-    loop = functools.partial(adam.scan, config=config, trainable=trainable, num_steps=length)
+    loop = functools.partial(
+        adam.scan,
+        config=config,
+        trainable=trainable,
+        num_steps=length,
+        rematerialise=rematerialise,
+    )
 
     def segment(state, first):
         return loop(state, problem_at(state.variables), first)
@@ -219,10 +271,11 @@ def _second_order(start, problem_at, config, trainable, segments, degrees):
     def segment(carry, first):
         variables, damping, failed = carry
         problem = problem_at(variables)
-        stride = lattice.stride_for(*problem.image_size, config.lattice_stride)
+        height, width = problem.image_size
+        stride = lattice.stride_for(height, width, config.lattice_stride)
         reduced = lattice.reduce(problem, stride)
         state = gauss_newton.initial_state(lattice.variables(variables, stride), reduced, config)
-        state = state.replace(damping=damping, failed=state.failed | failed)
+        state = dataclasses.replace(state, damping=damping, failed=state.failed | failed)
         state, trace = gauss_newton.scan(
             state,
             reduced,

@@ -23,18 +23,29 @@ def scan(body: Callable[[Any, Any], tuple[Any, Any]], state: Any, inputs: Any) -
     """
     count = jax.tree.leaves(inputs)[0].shape[0]
     inner = max(1, math.isqrt(count))
-    outer, rest = divmod(count, inner)
+    outer = -(-count // inner)
+    shapes = jax.eval_shape(body, state, jax.tree.map(lambda x: x[0], inputs))[1] if count else None
+
+    def skip(carry, _):
+        return carry, jax.tree.map(lambda y: jnp.zeros(y.shape, y.dtype), shapes)
+
+    def step(carry, numbered):
+        number, values = numbered
+        if outer * inner == count:
+            return body(carry, values)
+        return jax.lax.cond(number < count, body, skip, carry, values)
+
     # In a scan nothing can merge what is computed twice, so no barriers are needed.
-    step = jax.checkpoint(body, prevent_cse=False)
+    step = jax.checkpoint(step, prevent_cse=False)
 
     def block(carry, block_inputs):
         return jax.lax.scan(step, carry, block_inputs)
 
+    def filled(x):  # to whole blocks; what is repeated is skipped
+        index = jnp.minimum(jnp.arange(outer * inner), count - 1)
+        return x[index].reshape(outer, inner, *x.shape[1:])
+
     block = jax.checkpoint(block, prevent_cse=False)
-    whole = jax.tree.map(lambda x: x[: outer * inner].reshape(outer, inner, *x.shape[1:]), inputs)
-    state, outputs = jax.lax.scan(block, state, whole)
-    outputs = jax.tree.map(lambda y: y.reshape(outer * inner, *y.shape[2:]), outputs)
-    if rest:
-        state, last = block(state, jax.tree.map(lambda x: x[outer * inner :], inputs))
-        outputs = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), outputs, last)
-    return state, outputs
+    numbers = jnp.arange(outer * inner).reshape(outer, inner)
+    state, outputs = jax.lax.scan(block, state, (numbers, jax.tree.map(filled, inputs)))
+    return state, jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:])[:count], outputs)
