@@ -204,6 +204,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--predictions={job.predictions}: this folder does not exist.")
     openers = sequence_openers(protocol)[: MAX_SEQUENCES.value or None]
     records: dict[str, dict[str, Any]] = {}
+    failed = False
     progress = tqdm(openers[index - 1 :: shards], desc="sequences")
     for name, opener in progress:
         record = evaluation_run.kept(job, name)
@@ -213,15 +214,16 @@ def main(argv: Sequence[str]) -> int:
             logging.info("%s: taken from an earlier run", name)
         records[name] = record
         if "failed" in record:
+            failed = True
             tqdm.write(f"{name}: failed: {record['failed']}")
     for name, _ in openers:  # of other processes, as far as they are
-        if name not in records and (record := evaluation_run.kept(job, name)) is not None:
+        if name not in records and (record := evaluation_run.recorded(job, name)) is not None:
             records[name] = record
     ordered = {name: records[name] for name, _ in openers if name in records}
     missing = [name for name, _ in openers if name not in records]
     text = evaluation_report.write(job, ordered, missing, departures(), METHOD.value)
     print(f"\n{text}\nWritten to {job.output}: table.md, table.tex, table.html, summary.json")
-    return FAILED if any("failed" in record for record in ordered.values()) else 0
+    return FAILED if failed else 0
 
 
 if __name__ == "__main__":

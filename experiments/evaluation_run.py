@@ -79,15 +79,19 @@ class Job:
         return self.output / "sequences" / f"{name.replace('/', '__')}.json"
 
 
-def kept(job: Job, name: str) -> dict[str, Any] | None:
-    """Returns the result of a sequence that an earlier run finished under the same settings."""
+def recorded(job: Job, name: str) -> dict[str, Any] | None:
+    """Returns what an earlier run wrote of a sequence under the same settings, failed or not."""
     try:
         record = json.loads(job.result_path(name).read_text())
     except (OSError, ValueError):
         return None
-    if record.get("fingerprint") != job.fingerprint(name) or record.get("failed"):
-        return None
-    return record
+    return record if record.get("fingerprint") == job.fingerprint(name) else None
+
+
+def kept(job: Job, name: str) -> dict[str, Any] | None:
+    """Returns the result of a sequence that an earlier run finished under the same settings."""
+    record = recorded(job, name)
+    return None if record is None or "failed" in record else record
 
 
 def evaluate(
