@@ -141,7 +141,7 @@ class AlignmentConfig:
     # "gauss_newton": second order on a lattice of pixels, then the depth of every pixel.
     solver: Literal["adam", "gauss_newton"] = "adam"
     lattice_stride: int = 0  # every n-th pixel in x and y; 0: about 2,300 pixels of a frame
-    gauss_newton_steps: int = 12
+    gauss_newton_steps: int = 18  # at most
     depth_rounds: int = 8  # reweighting rounds of the depth of every pixel
     # How point maps and their weights are kept: 16 bits halve memory and traffic. float16 holds
     # coordinates of 1e-4 to 6e4 with 11 bits, bfloat16 any with 8. On the recorded scene the loss

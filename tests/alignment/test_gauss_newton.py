@@ -366,11 +366,14 @@ def test_batch_of_problems_and_frozen_frames():
     degrees = slots_lib.degrees(stacked[1])
     assert degrees == slots_lib.degrees(runs[0][1])
     held = jnp.array([True, False, True, True])
-    solve = functools.partial(second_order.solve, config=config, degrees=degrees)
 
     def one(variables, problem, free):
         free = free.replace(frame_quaternion=held, frame_translation=held)
-        return solve(variables, problem, trainable=free)
+        state = gauss_newton.initial_state(variables, problem, config)
+        state, trace = gauss_newton.scan(
+            state, problem, 0, config=config, trainable=free, num_steps=3, degrees=degrees
+        )
+        return state.variables, trace
 
     batched, trace = jax.jit(jax.vmap(one))(*stacked)
     alone = jax.jit(one)

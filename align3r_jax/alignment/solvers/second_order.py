@@ -1,7 +1,7 @@
 """The second-order solver from full-size problem to full-size result.
 
 Gauss-Newton on a lattice of pixels finds cameras and pair similarities, then the depth of every
-pixel is solved with these fixed. `solve` is pure; `optimise` is the host's driver with the same
+pixel is solved with these fixed (`finish`, pure). `optimise` is the host's driver with the same
 face as that of `solvers.adam`.
 """
 
@@ -24,37 +24,6 @@ from align3r_jax.structs import AlignmentVariables
 Array = jax.Array
 
 
-def solve(
-    variables: AlignmentVariables,
-    problem: objective.Problem,
-    *,
-    config: AlignmentConfig,
-    trainable: AlignmentVariables,
-    degrees: slots_lib.Degrees,
-) -> tuple[AlignmentVariables, dict[str, Array]]:
-    """Returns the optimised variables and the trace; pure, traceable.
-
-    problem: at full size, its masks stay. degrees: see `gauss_newton.scan`. The trace holds
-    config.gauss_newton_steps entries on the lattice, as `gauss_newton.scan`, and one of the end at
-    full size ("accepted": whether its loss is finite; if not, the variables are the start's).
-    """
-    stride = lattice.stride_for(*problem.image_size, config.lattice_stride)
-    reduced = lattice.reduce(problem, stride)
-    state = gauss_newton.initial_state(lattice.variables(variables, stride), reduced, config)
-    state, trace = gauss_newton.scan(
-        state,
-        reduced,
-        0,
-        config=config,
-        trainable=trainable,
-        num_steps=config.gauss_newton_steps,
-        degrees=degrees,
-    )
-    result, last = finish(variables, state, problem, config, trainable, stride)
-    trace = {name: jnp.concatenate([trace[name], last[name][None]]) for name in trace}
-    return result, trace
-
-
 def finish(
     start: AlignmentVariables,
     state: gauss_newton.State,
@@ -65,7 +34,8 @@ def finish(
 ) -> tuple[AlignmentVariables, dict[str, Array]]:
     """Returns the variables with every pixel's depth, and the trace's entry of the end.
 
-    start: at full size, where the lattice began; a failed state gives it back.
+    start: at full size, where the lattice began; a failed state, or a loss that is not finite,
+    gives it back, and "accepted" is False.
     """
     moved = spread(start, state.variables, stride)
     counts = gauss_newton.flow_counts(state.terms, config, config.gauss_newton_steps)
@@ -129,12 +99,13 @@ def optimise(
     refresh_count: int = 0,
     progress: adam.Progress | None = None,
 ) -> adam.Outcome:
-    """Minimises `objective.evaluate` from `variables` by `solve`, in parts.
+    """Minimises `objective.evaluate` from `variables`.
 
     refresh(variables, problem) is called `refresh_count` times, evenly spread over the steps, with
     full-size variables, and gives the full-size problem to go on with (same shapes). progress(step,
     total, loss) is called after every part. A loss that is not finite gives back the start and sets
-    `failed`. The trace is that of `solve`.
+    `failed`. The trace holds config.gauss_newton_steps entries on the lattice, as
+    `gauss_newton.scan`, and one of the end at full size.
     """
     stride = lattice.stride_for(*problem.image_size, config.lattice_stride)
     total = config.gauss_newton_steps
