@@ -172,6 +172,15 @@ def sequence_openers(protocol: Any) -> list[tuple[str, Callable[[], Any]]]:
     ]
 
 
+def sequences_of_papers() -> tuple[str, ...]:
+    """Returns what published numbers of the task are means over; () if no fixed list is known."""
+    from data.readers import datasets
+
+    reader = datasets.DATASETS.get(DATASET.value)
+    listed = reader.lists.get(reader.list_name(TASK.value), ()) if reader else ()
+    return listed if isinstance(listed, tuple) else ()
+
+
 def parse_shard(text: str) -> tuple[int, int]:
     """Returns (k, n) of "k/n", 1 <= k <= n. Raises UserError."""
     first, _, second = text.partition("/")
@@ -221,7 +230,9 @@ def main(argv: Sequence[str]) -> int:
             records[name] = record
     ordered = {name: records[name] for name, _ in openers if name in records}
     missing = [name for name, _ in openers if name not in records]
-    text = evaluation_report.write(job, ordered, missing, departures(), METHOD.value)
+    text = evaluation_report.write(
+        job, ordered, missing, departures(), METHOD.value, sequences_of_papers()
+    )
     print(f"\n{text}\nWritten to {job.output}: table.md, table.tex, table.html, summary.json")
     return FAILED if failed else 0
 

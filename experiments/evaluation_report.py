@@ -21,11 +21,13 @@ def write(
     missing: list[str],
     departures: dict[str, Any],
     method: str | None,
+    papers: tuple[str, ...] = (),
 ) -> str:
     """Writes table.{md,tex,html} and summary.json and returns the Markdown.
 
     records: name -> record of a sequence, failed ones included. missing: sequences that other
-    processes have not finished. departures: settings that are not the protocol's.
+    processes have not finished. departures: settings that are not the protocol's. papers: the
+    sequences that published numbers are means over, if the data set has such a list.
     """
     finished = {name: r["scores"] for name, r in records.items() if "failed" not in r}
     failed = {name: r["failed"] for name, r in records.items() if "failed" in r}
@@ -33,6 +35,12 @@ def write(
     title = f"{job.dataset}: {_MOTHER_TONGUE[job.task]}, protocol {job.protocol_name}"
     name = method or _method_name(job)
     notes = _notes(job, finished, left_out, failed, missing, departures)
+    if papers and set(papers) != set(finished):
+        there = len(set(papers) & set(finished))
+        notes.append(
+            f"Published rows are means over {len(papers)} sequences, of which {there} are among "
+            f"the {len(finished)} of this run: the rows cannot be compared."
+        )
     built = [
         _set_table(job, title, name, average, notes),
         _sequence_table(job, finished, left_out, failed),

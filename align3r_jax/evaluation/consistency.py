@@ -27,6 +27,7 @@ import numpy as np
 from align3r_jax.errors import UserError
 
 TOLERANCE = 0.05
+_Cameras = tuple[np.ndarray, np.ndarray, np.ndarray]  # K1, K2, cam2_from_cam1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +71,9 @@ def evaluate(
             if truth is not None:
                 seen = _seen_in_both(truth[source], truth[target], cameras, tolerance)
                 part = part & seen
-                carried = carry(truth[source], *cameras, seen & still[source])
+                carried = carry(truth[source], *cameras, part=seen & still[source])
                 floors += _relative_errors(carried, truth[target], still[target])[:1]
-            found = _relative_errors(carry(depth[source], *cameras, part), depth[target],
+            found = _relative_errors(carry(depth[source], *cameras, part=part), depth[target],
                                      usable[target])  # fmt: skip
             errors += found[:1]
             compared += found[1] if found else 0
@@ -124,10 +125,12 @@ def _land(depth, intrinsics1, intrinsics2, cam2_from_cam1, part):
     return landing, z[inside], (rows * width + columns)[inside]
 
 
-def _seen_in_both(first, second, cameras, tolerance):
+def _seen_in_both(
+    first: np.ndarray, second: np.ndarray, cameras: _Cameras, tolerance: float
+) -> np.ndarray:
     """Pixels of the first frame whose true point the second frame sees at its depth."""
     known = np.isfinite(first) & (first > 0)
-    landing, z, origin = _land(first, *cameras, known)
+    landing, z, origin = _land(first, *cameras, part=known)
     there = np.asarray(second, np.float64).reshape(-1)[landing]
     agrees = np.isfinite(there) & (there > 0)
     agrees &= np.abs(z - there) <= tolerance * np.where(agrees, there, 1.0)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
+import jax.numpy as jnp
 import numpy as np
 
 from align3r_jax.errors import UserError
@@ -231,15 +232,15 @@ def _consistency(aligned, known, truth: Truth) -> Scores:
     assert truth.depth is not None
     shape = (aligned.shape[1], aligned.shape[2])
     intrinsics = truth.intrinsics
-    if truth.image_size is not None and tuple(truth.image_size) != shape:
-        size = WorkingSize(tuple(truth.image_size), shape, (0, 0), shape)
-        intrinsics = camera.to_working(intrinsics, size)
+    if truth.image_size is not None and truth.image_size != shape:
+        size = WorkingSize(truth.image_size, shape, (0, 0), shape)
+        intrinsics = np.asarray(camera.to_working(jnp.asarray(intrinsics), size))
     movers = truth.dynamic_mask
     if movers is not None and movers.shape != aligned.shape:
         movers = None
     try:
         found = consistency.evaluate(
-            np.where(known, aligned, 0), truth.world_from_cam, np.asarray(intrinsics, np.float64),
+            np.where(known, aligned, 0), truth.world_from_cam, intrinsics,
             truth=truth.depth, dynamic_mask=movers,
         )  # fmt: skip
     except UserError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,8 @@ class EqualConfidence:
     # parity: the weights of all pixels are then ln 10 and all pairs score alike.
     """
 
-    name = "equal confidence"
-
     def __init__(self, config: ReconstructConfig, model: LoadedNetwork | None):
+        self.name = f"{'flow' if model is None else model.name}, equal confidence"
         self._config, self._model = config, model
         self._notes: list[str] = []
         self._inner: Predictor | None = None
@@ -34,15 +34,16 @@ class EqualConfidence:
         self._inner = choose.make_predictor(
             self._config, self._model, prior, flow, self._notes.append
         )
-        self.name = self._inner.name
         return self._inner.prepare(frames, prior, flow)
 
     def predict(self, state: Any, graph: PairGraph) -> PairPredictions:
         """Returns the predictions of the pairs with equal confidences."""
         assert self._inner is not None, "prepare comes first"
         found = self._inner.predict(state, graph)
-        return found.replace(
-            confidence1=_equal(found.confidence1), confidence2=_equal(found.confidence2)
+        return dataclasses.replace(
+            found,
+            confidence1=_equal(found.confidence1),
+            confidence2=_equal(found.confidence2),
         )
 
     def limits(self, state: Any) -> tuple[str, ...]:

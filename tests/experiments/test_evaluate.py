@@ -50,6 +50,8 @@ def runs(tmp_path_factory):
 
     theirs = f"--predictions={root}/theirs"
     small = ("--running=ours", "--sequences=good", "--max_frames=3", "--size=64")
+    ran = ("--sequences=good", "--max_frames=4", "--size=64", "--iterations=4",
+           "--weights=align3r_small", "--prior=plane")  # fmt: skip
     cases = {
         "depth": command("video_depth", "depth", theirs),
         "again": command("video_depth", "depth", theirs),
@@ -57,7 +59,9 @@ def runs(tmp_path_factory):
         "second": command("video_depth", "shards", theirs, "--shard=2/2", "--noplots"),
         "pose": command("camera_pose", "pose", theirs, "--quaternions=wxyz"),
         "motion": command("motion", "motion", theirs, "--sequences=good"),
-        "ran": command("camera_pose", "ran", *small, "--iterations=4", "--keep_predictions"),
+        "ran": command("video_depth", "ran", *ran, "--keep_predictions"),
+        "judged": command("video_depth", "judged", f"--predictions={root}/ran/predictions",
+                          "--sequences=good", "--max_frames=4"),
         "single": command("single_depth", "single", *small, "--weights=align3r_small",
                           protocol="monst3r"),
         "no weights": command("video_depth", "x"),
@@ -85,6 +89,7 @@ def test_depth_of_files_and_a_damaged_sequence(runs):
     scores = found["sequences"]["good"]
     assert scores["scale"] == pytest.approx(4, rel=1e-3) and 0 < scores["TAE"] < 0.1
     text = (root / "depth" / "table.md").read_text()
+    assert "means over 23 sequences, of which 0 are among the 2 of this run" in text
     assert "Failed: bad:" in text and "bad (failed)" in text
     assert "| Align3R (Depth Pro) | 0.263 |" in text and "n.f." in text
     assert "\\toprule" in (root / "depth" / "table.tex").read_text()
@@ -128,15 +133,21 @@ def test_paths_and_masks_of_files(runs):
 
 def test_methods_run_and_their_predictions_can_be_judged(runs):
     root, results = runs
-    for name in ("ran", "single"):
+    for name in ("ran", "judged", "single"):
         assert results[name][0] == 0, results[name]
     found = summary(root, "ran")
-    assert found["departures"]["running"] == "ours" and found["departures"]["max_frames"] == 3
-    assert found["settings"]["choices"]["running"]["reconstruct"]["alignment"]["iterations"] == 4
+    assert found["departures"]["prior"] == "plane" and found["departures"]["max_frames"] == 4
+    running = found["settings"]["choices"]["running"]
+    assert running["equal_confidence"] and running["reconstruct"]["alignment"]["iterations"] == 4
     assert "Departs from the protocol" in results["ran"][1]
+    record = json.loads((root / "ran" / "sequences" / "good.json").read_text())
+    assert any("set to 10" in note for note in record["notes"])
+    assert record["method"]["predictor"] == "align3r_small, equal confidence"
     stored = root / "ran" / "predictions" / "good"
-    assert len(list((stored / "depth").glob("*.npy"))) == 3
-    assert len(trajectory.read_tum(stored / "pred_traj.txt")[0]) == 3
+    assert len(list((stored / "depth").glob("*.npy"))) == 4
+    assert len(trajectory.read_tum(stored / "pred_traj.txt")[0]) == 4
+    again = summary(root, "judged")["sequences"]["good"]
+    assert again["Abs Rel"] == pytest.approx(found["sequences"]["good"]["Abs Rel"], rel=1e-5)
     record = json.loads((root / "single" / "sequences" / "good.json").read_text())
     assert record["method"]["predictor"] == "align3r_small"
     assert 0 < record["scores"]["Abs Rel"] < 1
