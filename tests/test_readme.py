@@ -54,6 +54,7 @@ def test_the_public_names_are_these():
     assert align3r_jax.__all__ == [
         "AlignmentConfig", "AlignmentPriors", "FlowConfig", "Frames", "KnownCameras",
         "NetworkConfig", "PairConfig", "PairPredictions", "ReconstructConfig", "Scene",
-        "TermWeights", "UserError", "align", "align_implicit", "align_unrolled", "load", "load_scene", "read_frames", "reconstruct", "save_scene",
+        "TermWeights", "UserError", "align", "align_implicit", "align_unrolled", "load",
+        "load_scene", "read_frames", "reconstruct", "save_scene",
     ]  # fmt: skip
     assert set(align3r_jax.__all__) == set(dir(align3r_jax))
