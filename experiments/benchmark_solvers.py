@@ -5,7 +5,7 @@
 Pair predictions are the truth under noise (`data.procedural.oracle`): noise x outliers x moving
 objects (the clips differ in how much moves) x with and without optical flow (DIS). Every row is
 the mean over the clips. Times are CPU-seconds of the alignment stage, compilation left out by a
-run before. docs/alignment.md has the table and what was decided by it.
+run before.
 """
 
 from __future__ import annotations
