@@ -11,6 +11,8 @@ over them per round (`begin`, `add`, `finish`); `solve` does it for pairs in mem
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -124,7 +126,7 @@ def solve(
     clean = variables_lib.without_invalid(variables, problem.frame_valid, problem.pair_valid)
     geometry = variables_lib.decode(clean, config, problem.image_size, problem.pair_valid)
     depth = geometry.depth.reshape(problem.dynamic.shape)
-    pairs = problem.pointmaps.num_pairs
+    pairs = jnp.asarray(problem.pointmaps.num_pairs, depth.dtype)
     if problem.pair_valid is not None:
         pairs = jnp.maximum(jnp.sum(problem.pair_valid), 1)
     share = pairs * problem.pixels.shape[1]
@@ -166,7 +168,7 @@ def solve(
     if problem.frame_valid is not None:
         valid = problem.frame_valid.reshape(-1, *[1] * (log_depth.ndim - 1)) > 0
         log_depth = jnp.where(valid, log_depth, variables.log_depth)
-    return variables.replace(log_depth=log_depth)
+    return dataclasses.replace(variables, log_depth=log_depth)
 
 
 def _over_devices(values, axis):
@@ -200,7 +202,7 @@ def _flow_sums(depth, matrices, weight, data, pixels, config):
         y = [y[a] + b[:, a] / near for a in range(3)]
         z = y[2] + warp.PROJECTION_EPSILON
         inverse = 1 / jnp.where(z == 0, warp.PROJECTION_EPSILON, z)
-        towards = stiffness = 0.0
+        towards = stiffness = jnp.zeros_like(current)
         for a in range(2):
             residual, slope = flow_weights.reweighted(
                 y[a] * inverse - pixels[a] - values[:, a],

@@ -27,9 +27,10 @@ def forces(log_depth: Array, problem: Problem, config: AlignmentConfig) -> tuple
     pixels weigh the same (where not, a free c bounds the term from below). log_depth: (T, L).
     """
     frames, pixels = log_depth.shape
+    count = jnp.asarray(frames, log_depth.dtype)
     if problem.frame_valid is not None:
-        frames = jnp.maximum(jnp.sum(problem.frame_valid), 1)
-    share = 1 / jnp.asarray(frames * pixels, log_depth.dtype)
+        count = jnp.maximum(jnp.sum(problem.frame_valid), 1)
+    share = 1 / (count * pixels)
     stiffness, force = jnp.zeros_like(log_depth), jnp.zeros_like(log_depth)
     if config.depth_regulariser_weight > 0:
         smallest = depth_prior.LOG_SMALLEST

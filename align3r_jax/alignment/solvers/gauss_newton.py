@@ -72,7 +72,7 @@ def _terms(variables, problem, config) -> dict[str, Array]:
 
 def flow_counts(terms: dict[str, Array], config: AlignmentConfig, step: Array | int) -> Array:
     """Whether the flow term counts in this step: started, and not above the gate."""
-    counts = step >= flow_start_step(config)
+    counts = jnp.asarray(step >= flow_start_step(config))
     if config.flow_gate > 0:
         counts &= terms["flow_12"] + terms["flow_21"] <= config.flow_gate
     return counts
@@ -132,11 +132,16 @@ def equations(
     """
     numbers = increments.unknowns(problem, config, trainable)
     if floor is None:
+        assert terms is not None
         clean = variables_lib.without_invalid(variables, problem.frame_valid, problem.pair_valid)
         floor = smallest_distance(terms, problem, jnp.exp(clean.log_depth))
-    scene = residuals.linearise(variables, problem, config, numbers, slots, flow_counts, floor)
+    scene = residuals.linearise(
+        variables, problem, config, numbers, slots, flow_counts, jnp.asarray(floor)
+    )
     free = increments.is_free(trainable.log_depth, problem.dynamic.shape[0])
-    blocks = [frames_lib.normal_equations(scene, problem, config, numbers, damping, free)]
+    blocks = [
+        frames_lib.normal_equations(scene, problem, config, numbers, jnp.asarray(damping), free)
+    ]
     for term in cameras.terms_of(scene.geometry, problem, config):
         blocks.append(cameras.normal_equations(term, scene.geometry, numbers))
     return blocks, scene, numbers, free
@@ -163,7 +168,7 @@ def scan(
     "damping", and every term of `objective.term_names`.
     """
     slots = slots_lib.arrange(problem, degrees)
-    state = state.replace(failed=state.failed | ~slots.complete)
+    state = dataclasses.replace(state, failed=state.failed | ~slots.complete)
 
     def body(state, step):
         is_over = state.failed | state.converged | (step >= config.gauss_newton_steps)

@@ -109,7 +109,7 @@ def normal_equations(
 
         def residual(step):
             return term.residual(
-                *increments.move_camera(*cameras, step.reshape(-1, width), numbers), k
+                *increments.move_camera(step.reshape(-1, width), numbers, *cameras), k
             )
 
         start = jnp.zeros(len(frames) * width, geometry.focal.dtype)

@@ -120,7 +120,7 @@ def _normal_equations(n, scene, problem, config, numbers, damping, depth_is_free
         coupling[0] += jnp.sum(tied[:, :cameras], axis=0)
         coupling.append(tied[:, cameras:].reshape(fields * cameras, -1))
 
-    if numbers.mean_depth:
+    if scene.depth_stiffness is not None and scene.depth_force is not None:
         weight, force = scene.depth_stiffness[n], scene.depth_force[n]
         stiffness, towards = stiffness + weight, towards + force
         coupling[0] = coupling[0].at[-1].add(-weight)
@@ -134,12 +134,12 @@ def _normal_equations(n, scene, problem, config, numbers, damping, depth_is_free
     if source_target is not None:
         rows[0][2], rows[2][0] = source_target, source_target.T
     matrix = jnp.block(rows)
-    coupling, gradient = jnp.concatenate(coupling), jnp.concatenate(gradient)
+    tied_depth, slopes = jnp.concatenate(coupling), jnp.concatenate(gradient)
     compliance = _compliance(stiffness, damping, depth_is_free)
     magnitude = jnp.diagonal(matrix)
-    matrix = matrix - _sum("ul,vl->uv", coupling * compliance, coupling)
-    gradient = gradient - _sum("ul,l->u", coupling, compliance * towards)
-    return Blocks(jnp.concatenate(number), matrix, gradient, magnitude)
+    matrix = matrix - _sum("ul,vl->uv", tied_depth * compliance, tied_depth)
+    slopes = slopes - _sum("ul,l->u", tied_depth, compliance * towards)
+    return Blocks(jnp.concatenate(number), matrix, slopes, magnitude)
 
 
 def depth_steps(
@@ -163,7 +163,7 @@ def depth_steps(
         pull = seen.slope[:, None] * seen.ray
         stiffness = jnp.sum(pull * seen.ray, axis=(0, 1))
         towards = jnp.sum(residuals.transform(moved, seen.basis) * pull, axis=(0, 1))
-        if scene.slots.field.shape[1]:
+        if problem.flow is not None and scene.slots.field.shape[1]:
             target = problem.flow.target.reshape(-1)[scene.slots.field[n]]
             both = jnp.concatenate(
                 [jnp.broadcast_to(own, (len(target), len(own))), step[numbers.frame[target]]],
@@ -173,7 +173,7 @@ def depth_steps(
             stiffness += jnp.sum(flow.slope * flow.ray**2, axis=(0, 1))
             residual = flow.residual + flow.tangent[:, 0]
             towards += jnp.sum(flow.slope * flow.ray * residual, axis=(0, 1))
-        if numbers.mean_depth:
+        if scene.depth_stiffness is not None and scene.depth_force is not None:
             weight, force = scene.depth_stiffness[n], scene.depth_force[n]
             stiffness, towards = stiffness + weight, towards + force - weight * own[-1]
         return -towards * _compliance(stiffness, damping, depth_is_free[n])

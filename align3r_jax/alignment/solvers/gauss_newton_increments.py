@@ -62,23 +62,23 @@ def unknowns(problem: Problem, config: AlignmentConfig, trainable: AlignmentVari
     def repeat(name, times):
         return [is_free(free[name], frames)] * times
 
-    frame_free = [*repeat("frame_quaternion", 3), *repeat("frame_translation", 3)]
+    frame_groups = [*repeat("frame_quaternion", 3), *repeat("frame_translation", 3)]
     if config.shared_focal:
-        frame_free += [jnp.broadcast_to(is_free(free["log_focal"], 1), (frames,))]
+        frame_groups += [jnp.broadcast_to(is_free(free["log_focal"], 1), (frames,))]
     else:
-        frame_free += repeat("log_focal", 1)
+        frame_groups += repeat("log_focal", 1)
     if config.optimise_principal_point:
-        frame_free += repeat("principal_point", 2)
+        frame_groups += repeat("principal_point", 2)
     mean_depth = depth_terms.are_present(problem, config)
     if mean_depth:
-        frame_free += repeat("log_depth", 1)
-    pair_free = [free["pair_quaternion"]] * 3 + [free["pair_translation"]] * 3
-    pair_free += [free["pair_log_scale"]]
+        frame_groups += repeat("log_depth", 1)
+    pair_groups = [free["pair_quaternion"]] * 3 + [free["pair_translation"]] * 3
+    pair_groups += [free["pair_log_scale"]]
     if config.optimise_adaptors:
-        pair_free += [free["pair_adaptor"]] * 2
+        pair_groups += [free["pair_adaptor"]] * 2
 
-    frame_free = jnp.stack(frame_free, axis=1)
-    pair_free = jnp.stack(pair_free, axis=1)
+    frame_free = jnp.stack(frame_groups, axis=1)
+    pair_free = jnp.stack(pair_groups, axis=1)
     if problem.frame_valid is not None:
         frame_free &= problem.frame_valid[:, None] > 0
     if problem.pair_valid is not None:
@@ -109,7 +109,7 @@ def without_gauge(step: Array, numbers: Unknowns) -> Array:
 
 
 def move_camera(
-    pose: Array, focal: Array, principal_point: Array, step: Array, numbers: Unknowns
+    step: Array, numbers: Unknowns, pose: Array, focal: Array, principal_point: Array
 ) -> tuple[Array, Array, Array]:
     """Returns pose (..., 4, 4), focal (...,), principal point (..., 2), to first order in a step.
 

@@ -60,7 +60,7 @@ def derive(
     no_pair_step = jnp.zeros(numbers.pair.shape[1], dtype)
 
     def frame_map(step, frame):
-        pose, focal, principal_point = increments.move_camera(*frame, step, numbers)
+        pose, focal, principal_point = increments.move_camera(step, numbers, *frame)
         inverse = warp.invert_intrinsics(camera.intrinsics_matrix(focal, principal_point - middle))
         rays = rigid.compose(pose[:3, :3], inverse)
         return jnp.concatenate([rays, pose[:3, 3:]], axis=1)
@@ -82,8 +82,8 @@ def derive(
 
     def field_map(step, source, target):
         halves = jnp.split(step, 2)
-        pose1, focal1, centre1 = increments.move_camera(*source, halves[0], numbers)
-        pose2, focal2, centre2 = increments.move_camera(*target, halves[1], numbers)
+        pose1, focal1, centre1 = increments.move_camera(halves[0], numbers, *source)
+        pose2, focal2, centre2 = increments.move_camera(halves[1], numbers, *target)
         homography, epipole = warp.transfer(
             camera.intrinsics_matrix(focal1, centre1),
             camera.intrinsics_matrix(focal2, centre2),

@@ -6,6 +6,7 @@ r^2 / (2 max(|r|, 1)); both have the gradient of the true loss at the point itse
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -57,10 +58,10 @@ def linearise(
     """Returns the point of linearisation; with_flow: whether the flow term counts now."""
     clean = variables_lib.without_invalid(variables, problem.frame_valid, problem.pair_valid)
     geometry = variables_lib.decode(clean, config, problem.image_size, problem.pair_valid)
-    geometry = geometry.replace(depth=geometry.depth.reshape(problem.dynamic.shape))
+    geometry = dataclasses.replace(geometry, depth=geometry.depth.reshape(problem.dynamic.shape))
     maps = maps_lib.derive(geometry, problem, numbers, config)
     fields, field_weight = problem.flow, None
-    if fields is not None:
+    if fields is not None and maps.field is not None:
         shape = fields.source.shape
         homography = maps.field[:, :, :3].reshape(*shape, 3, 3)
         epipole = maps.field[:, :, 3].reshape(*shape, 3)
@@ -74,7 +75,7 @@ def linearise(
     if numbers.mean_depth:
         log_depth = clean.log_depth.reshape(problem.dynamic.shape)
         stiffness, force = depth_terms.forces(log_depth, problem, config)
-    pairs = problem.pointmaps.num_pairs
+    pairs = jnp.asarray(problem.pointmaps.num_pairs, geometry.focal.dtype)
     if problem.pair_valid is not None:
         pairs = jnp.maximum(jnp.sum(problem.pair_valid), 1)
     return Scene(
@@ -166,6 +167,8 @@ def flowing(
 ) -> Flowing:
     """Returns the fields of frame n. step: (R, 2 F); then tangent is (R, 1, 2, L), along it."""
     data, maps, pixels = problem.flow, scene.maps, problem.pixels
+    assert data is not None and scene.field_weight is not None
+    assert maps.field is not None and maps.field_tangent is not None
     rows, valid = scene.slots.field[n], scene.slots.field_valid[n]
     length = pixels.shape[1]
     weight = jnp.where(valid, scene.field_weight[rows], 0)[:, None]

@@ -43,7 +43,8 @@ def finish(
     if not (isinstance(free, bool) and not free):
         solved = depth_solve.solve(moved, problem, config, counts)
         free = jnp.reshape(jnp.asarray(free), (-1, 1, 1))
-        moved = moved.replace(log_depth=jnp.where(free, solved.log_depth, start.log_depth))
+        log_depth = jnp.where(free, solved.log_depth, start.log_depth)
+        moved = dataclasses.replace(moved, log_depth=log_depth)
     total, terms = objective.evaluate(moved, problem, config, True)
     good = jnp.isfinite(total) & ~state.failed
     moved = jax.tree.map(lambda new, old: jnp.where(good, new, old), moved, start)
