@@ -10,10 +10,14 @@ weights, the depth prior, known cameras, the start (if it is given: `priors.star
 | | unrolled | implicit |
 |---|---|---|
 | what is differentiated | the steps that were taken | the minimum |
-| needs | nothing | a minimum, see trace["stationarity"] |
+| needs | few iterations, see below | a minimum, see trace["stationarity"] |
 | gradients by the start | yes | only by what is held; the minimum does not depend on the rest |
 | memory | about 2 sqrt(iterations) copies of the variables and Adam's moments | one system |
 | time | about 5 alignments | one alignment, Newton steps, one system per gradient |
+
+Unroll tens of iterations, not hundreds: near a minimum the steps of Adam are gradients divided
+by their own size, and the derivative of such steps grows with every further one. It is the true
+derivative (differences agree), but of a jitter. There the implicit gradient is the one to take.
 
 Switches have no gradient, their choice is taken as it was: the start found from the pairs, motion
 masks, the gate and the cut of the flow, rejected steps, which pixels are valid. The l1 distance has
