@@ -138,8 +138,10 @@ class AlignmentConfig:
     lr: float = 0.01
     lr_min: float = 1e-3
     schedule: str = "linear"  # linear, cosine or cycleK: K linear ramps
-    # "gauss_newton": second order on a lattice of pixels, then the depth of every pixel.
-    solver: Literal["adam", "gauss_newton"] = "adam"
+    # "gauss_newton": second order on a lattice of pixels, then the depth of every pixel. "auto":
+    # `pipeline.reconstruct` takes it where all frames are aligned at once, Adam in clips; the
+    # aligner by itself takes Adam.
+    solver: Literal["auto", "adam", "gauss_newton"] = "adam"
     lattice_stride: int = 0  # every n-th pixel in x and y; 0: about 2,300 pixels of a frame
     gauss_newton_steps: int = 18  # at most
     depth_rounds: int = 8  # reweighting rounds of the depth of every pixel
@@ -208,7 +210,7 @@ class ReconstructConfig:
     refine_prior: bool = True  # let the shipped pairwise network clean a prior from files
     pairs: PairConfig = PairConfig()
     flow: FlowConfig = FlowConfig()
-    alignment: AlignmentConfig = AlignmentConfig()
+    alignment: AlignmentConfig = AlignmentConfig(solver="auto")
     pair_batch: int = 4  # pairs decoded together by a network
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     max_memory: str = ""  # such as "8GB"; what `plan` may use. Empty: half of what is free.

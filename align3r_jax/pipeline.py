@@ -103,6 +103,7 @@ def reconstruct(
     )
     run.facts |= {
         "plan": plan.facts(),
+        "solver": config.alignment.solver,
         "predictor": predictor.name,
         "prior": prior.name if prior is not None else "none",
         "flow": source.name if source is not None else "none",

@@ -75,9 +75,14 @@ class Plan:
         return max(self.stages.values())
 
     def applied(self, config: ReconstructConfig) -> ReconstructConfig:
-        """Returns the config with what the plan decides."""
+        """Returns the config with what the plan decides, the solver "auto" among it."""
         pairs = dataclasses.replace(config.pairs, clip_size=self.clip_size)
-        alignment = dataclasses.replace(config.alignment, joint_pixels=self.joint_pixels)
+        solver = config.alignment.solver
+        if solver == "auto":
+            solver = "gauss_newton" if self.mode == "flat" else "adam"
+        alignment = dataclasses.replace(
+            config.alignment, joint_pixels=self.joint_pixels, solver=solver
+        )
         return dataclasses.replace(
             config, pairs=pairs, alignment=alignment, pair_batch=self.pair_batch
         )

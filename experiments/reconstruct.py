@@ -76,11 +76,17 @@ MODE = flags.DEFINE_enum(
 )
 CLIP_SIZE = flags.DEFINE_integer("clip_size", 10, "Longest clip (hierarchical).", lower_bound=2)
 SOLVER = flags.DEFINE_enum(
-    "solver", config_lib.AlignmentConfig.solver, ["adam", "gauss_newton"],
-    "Of the alignment: first order on all pixels, or second order on a lattice of them.",
+    "solver", "auto", ["auto", "adam", "gauss_newton"],
+    "Of the alignment: adam (first order, all pixels) or gauss_newton (second order, a lattice of "
+    "pixels). auto: gauss_newton for all frames at once; adam for clips of long videos and "
+    "wherever --iterations, --lr, --lr_min or --schedule is set.",
 )  # fmt: skip
-ITERATIONS = flags.DEFINE_integer("iterations", 300, "Alignment iterations.", lower_bound=1)
-LR = flags.DEFINE_float("lr", 0.01, "Learning rate of the alignment.", lower_bound=0.0)
+STEPS = flags.DEFINE_integer(
+    "steps", config_lib.AlignmentConfig.gauss_newton_steps, "Of gauss_newton, at most.",
+    lower_bound=1,
+)  # fmt: skip
+ITERATIONS = flags.DEFINE_integer("iterations", 300, "Of adam.", lower_bound=1)
+LR = flags.DEFINE_float("lr", 0.01, "Learning rate of adam.", lower_bound=0.0)
 LR_MIN = flags.DEFINE_float("lr_min", 1e-3, "Learning rate at its end.", lower_bound=0.0)
 SCHEDULE = flags.DEFINE_string(
     "schedule", "linear", "Of the learning rate: linear, cosine or cycleK (K linear ramps)."
@@ -155,7 +161,8 @@ def config_from_flags() -> config_lib.ReconstructConfig:
             iterations=FLOW_ITERATIONS.value,
         ),
         alignment=config_lib.AlignmentConfig(
-            solver=SOLVER.value,
+            solver=_solver(),
+            gauss_newton_steps=STEPS.value,
             iterations=ITERATIONS.value,
             lr=LR.value,
             lr_min=LR_MIN.value,
@@ -169,6 +176,22 @@ def config_from_flags() -> config_lib.ReconstructConfig:
         compute_dtype=DTYPE.value,
         max_memory=MAX_MEMORY.value,
     )
+
+
+def _solver() -> str:
+    """What --solver names, held to the flags that belong to a solver."""
+    rates = [flag for flag in (ITERATIONS, LR, LR_MIN, SCHEDULE) if flag.value != flag.default]
+    if SOLVER.value == "auto":
+        return "adam" if rates else "auto"
+    strange = rates if SOLVER.value == "gauss_newton" else []
+    if SOLVER.value == "adam" and STEPS.value != STEPS.default:
+        strange = [STEPS]
+    if strange:
+        raise UserError(
+            f"--{strange[0].name} has no meaning for --solver={SOLVER.value}: --iterations, --lr, "
+            "--lr_min and --schedule belong to adam, --steps to gauss_newton."
+        )
+    return SOLVER.value
 
 
 def main(argv: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from align3r_jax import pipeline
+from align3r_jax import pipeline, stages
 from align3r_jax.config import AlignmentConfig, PairConfig, ReconstructConfig
 from align3r_jax.errors import UserError
 from align3r_jax.evaluation import summary
@@ -32,14 +32,23 @@ def _score(scene, truth):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("mode", ["flat", "hierarchical"])
-def test_noisy_truth_is_aligned_to_the_truth(rendered, mode):
+@pytest.mark.parametrize(
+    "mode, alignment",
+    [
+        ("flat", ReconstructConfig().alignment),
+        pytest.param("hierarchical", CONFIG.alignment, marks=pytest.mark.slow),
+    ],
+)
+def test_noisy_truth_is_aligned_to_the_truth(rendered, mode, alignment):
     pairs = dataclasses.replace(CONFIG.pairs, mode=mode, clip_size=4)
+    run = stages.Run()
     scene = pipeline.reconstruct(
         clip.frames_of(rendered),
         predictor=oracle.OraclePredictor(rendered),
-        config=dataclasses.replace(CONFIG, pairs=pairs),
+        config=dataclasses.replace(CONFIG, pairs=pairs, alignment=alignment),
+        run=run,
     )
+    assert run.facts["solver"] == ("gauss_newton" if mode == "flat" else "adam")
     scores = _score(scene, rendered)
     assert scores["ate"] < 0.1 * scores["standing_ate"]
     assert scores["rotation_error_deg"] < 0.2

@@ -64,6 +64,7 @@ def test_buckets():
 
 
 @pytest.mark.golden
+@pytest.mark.slow
 def test_clips_in_a_batch_are_as_if_alone_and_compile_once(scene):
     clips = [_clip(scene, range(5)), _clip(scene, range(2, 5))]
     stacked = batch.pad_and_stack(clips)

@@ -81,6 +81,7 @@ def together(tasks):
     return found
 
 
+@pytest.mark.slow
 def test_one_call_equals_one_clip_after_the_other(tasks, together):
     for task, found in zip(tasks, together):
         alone = align_lib.solve(task)
@@ -95,6 +96,7 @@ def test_one_call_equals_one_clip_after_the_other(tasks, together):
         )
 
 
+@pytest.mark.slow
 def test_the_short_clip_keeps_its_own_shapes(tasks, together):
     found = together[2].outcome.variables
     assert found.log_depth.shape == (3, H, W)

@@ -204,6 +204,8 @@ def test_bad_priors_weights_and_settings_get_a_sentence(video, tmp_path):
     _expect("There are no weights", video, output, weights=str(tmp_path / "nothing"))
     _expect("(?i)graph", video, output, graph="starfish")
     _expect("cycleK", video, output, schedule="step")
+    _expect("--iterations has no meaning", video, output, solver="gauss_newton")
+    _expect("--steps has no meaning", video, output, solver="adam", steps=3)
 
 
 def test_an_existing_output_is_kept_unless_overwritten(result, video, tmp_path):
