@@ -303,9 +303,9 @@ def joined(
     """
     fixed_world = runs[0].fixed_world
     cameras = _cameras(keys, config)
+    bring = rescale if fixed_world else join
     clips = [
-        run.variables if fixed_world else join(run.variables, cameras, c, config, keys.stride)
-        for c, run in enumerate(runs[1:])
+        bring(run.variables, cameras, k, config, keys.stride) for k, run in enumerate(runs[1:])
     ]
 
     def concatenate(values):
@@ -354,9 +354,7 @@ def join(
     pixels that the key-frame pass looked at.
     """
     geometry = variables_lib.decode(clip, config, clip.log_depth.shape[-2:])
-    scale = jnp.ones(())
-    if config.join_rescale:
-        scale = jnp.median(keys.depth[index] / lattice.images(geometry.depth[0], stride))
+    scale = _scale_to_key(geometry, keys, index, config, stride)
     local = rigid.compose(rigid.invert(geometry.world_from_cam[:1]), geometry.world_from_cam)
     local = local.at[:, :3, 3].multiply(scale)
     poses = rigid.compose(keys.world_from_cam[index], local)
@@ -366,6 +364,25 @@ def join(
         frame_quaternion=rigid.quaternion_from_matrix(poses[:, :3, :3]),
         frame_translation=rigid.encode_translation(poses[:, :3, 3]),
     )
+
+
+def rescale(
+    clip: AlignmentVariables, keys: variables_lib.Geometry, index: int, config: AlignmentConfig,
+    stride: int = 1,
+) -> AlignmentVariables:  # fmt: skip
+    """Returns a clip with held poses, its depth D_n <- s D_n with s as in `join`.
+
+    Within a clip the cameras may be so close that its unit hangs on noise; key frames are not.
+    """
+    geometry = variables_lib.decode(clip, config, clip.log_depth.shape[-2:])
+    scale = _scale_to_key(geometry, keys, index, config, stride)
+    return dataclasses.replace(clip, log_depth=clip.log_depth + jnp.log(scale))
+
+
+def _scale_to_key(clip, keys, index, config, stride) -> Array:
+    if not config.join_rescale:
+        return jnp.ones(())
+    return jnp.median(keys.depth[index] / lattice.images(clip.depth[0], stride))
 
 
 def _renumber(flow: OpticalFlow | None, frames: np.ndarray, num_frames: int) -> OpticalFlow | None:
