@@ -131,7 +131,7 @@ def charts(rows: list[dict[str, Any]], folder: Path) -> None:
             plots.Line("measured", frames, memory),
             plots.Line("predicted", frames, predicted, style="s2"),
         ],
-        "peak memory, GB (blue measured, orange predicted)",
+        "peak GB (orange: predicted)",
     )
 
 
