@@ -128,6 +128,7 @@ def starting_scene(
     points = jnp.stack(tree.points)
     world_from_cam = jnp.asarray(np.stack(poses), jnp.float32)
     if known.world_from_cam is not None:
+        similarity: tuple[np.ndarray | np.floating, ...]
         if known.holds_all_poses:
             similarity = known_cameras.align_poses(world_from_cam, known.world_from_cam)
         else:

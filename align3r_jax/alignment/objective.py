@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.flatten_util
@@ -209,7 +210,7 @@ def evaluate(
     and the parts of the point maps are this device's share of them (`value_and_gradient` sums up).
     """
     frame_valid, pair_valid = problem.frame_valid, problem.pair_valid
-    weights = weights_of(problem.term_weights, config)
+    weights: Any = weights_of(problem.term_weights, config)  # none of them is None
     variables = variables_module.without_invalid(variables, frame_valid, pair_valid)
     geometry = variables_module.decode(variables, config, problem.image_size, pair_valid)
     total, pairs = pointmap.alignment(

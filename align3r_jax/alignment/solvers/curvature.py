@@ -8,7 +8,7 @@ observation. So a solution is the one that moves nothing along these.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from align3r_jax.config import AlignmentConfig
 from align3r_jax.geometry import rigid
 from align3r_jax.structs import AlignmentVariables, Array
 
+_Tree = TypeVar("_Tree")  # variables, or one group of them
 _SMALL_GROUPS = (
     "frame_quaternion", "frame_translation", "log_focal", "principal_point",
     "pair_quaternion", "pair_translation", "pair_log_scale", "pair_adaptor",
@@ -64,7 +65,7 @@ def free_entries(
     return AlignmentVariables(**masks)
 
 
-def keep(free: AlignmentVariables, values: AlignmentVariables) -> AlignmentVariables:
+def keep(free: _Tree, values: _Tree) -> _Tree:
     """Returns the values where they are free, 0 elsewhere."""
     return jax.tree.map(lambda mask, value: jnp.where(mask, value, 0), free, values)
 
@@ -251,7 +252,7 @@ def _gauge(system: System) -> Array:
 
     def finish(changes, moved):
         # Translations held at exactly 0 forbid what would move them.
-        allowed = True
+        allowed: Array | bool = True
         for name, move in moved.items():
             code = getattr(clean, name)
             valid = problem.pair_valid if name.startswith("pair") else problem.frame_valid

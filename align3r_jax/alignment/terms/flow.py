@@ -7,6 +7,7 @@ One *field* is the optical flow from one frame to another. A field may serve sev
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,8 +43,8 @@ class FlowData:
 
 def prepare(
     flow: OpticalFlow,
-    index12: Array,
-    index21: Array,
+    index12: Array | np.ndarray,
+    index21: Array | np.ndarray,
     static: Array,
     use_weight: bool,
     equal_roles: bool = False,
@@ -61,6 +62,8 @@ def prepare(
     """
     fields, height, width = flow.flow.shape[:3]
     pairs = flow.pairs
+    count: Any  # these two: traced or NumPy, as the indices
+    used: Any
     if isinstance(index12, jax.Array):
         rows = jnp.stack([index12, index21])
         if axis is not None:
@@ -119,7 +122,7 @@ def static_weight(static: Array) -> Array:
 
 def field_indices(
     flow: OpticalFlow, graph: PairGraph, axis: str | None = None
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array] | tuple[np.ndarray, np.ndarray]:
     """Returns (index12, index21), (P,) each: the fields of every pair, -1 where there is none.
 
     A flow that lists one field for every pair and then one for every pair reversed, in the order of
@@ -265,7 +268,8 @@ def _forward(disparity, homography, epipole, data, pixels, pixel_cut):
 
 def _backward(pixel_cut, saved, cotangent):
     if saved.by_data:
-        return gradient_rule.pull_back(lambda *inputs: _plain(*inputs, pixel_cut), saved, cotangent)
+        plain = functools.partial(_plain, pixel_cut=pixel_cut)
+        return gradient_rule.pull_back(plain, saved, cotangent)
     disparity_gradient, by_matrix, by_epipole = saved.gradient
     roles = gradient_rule.instantiated(cotangent[0])
     per_field = jnp.tensordot(roles, saved.inputs[3].count, axes=1)

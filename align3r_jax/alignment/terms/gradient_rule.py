@@ -8,7 +8,7 @@ differentiated instead: slower, but nothing is silently zero.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ def _is_primal(leaf: Any) -> bool:
     return isinstance(leaf, CustomVJPPrimal)
 
 
-def counts(cotangent: Array | SymbolicZero) -> bool:
+def counts(cotangent: Array | SymbolicZero) -> TypeGuard[Array]:
     """Whether a gradient of this result is asked for."""
     return not isinstance(cotangent, SymbolicZero)
 

@@ -68,7 +68,7 @@ def chunk_length(count: int, pixels: int) -> int:
     return max(2, min(count, elements // pixels))
 
 
-def sort_and_pad(keys: Array | np.ndarray, pixels: int) -> tuple[Array, np.ndarray]:
+def sort_and_pad(keys: Array | np.ndarray, pixels: int) -> tuple[Array | np.ndarray, np.ndarray]:
     """Returns (order, valid), both (N, C): rows sorted by key, the last chunk filled with row 0.
 
     keys: (n,), NumPy or traced.
@@ -76,6 +76,7 @@ def sort_and_pad(keys: Array | np.ndarray, pixels: int) -> tuple[Array, np.ndarr
     length = chunk_length(len(keys), pixels)
     missing = -len(keys) % length
     valid = np.arange(len(keys) + missing) < len(keys)
+    order: Array | np.ndarray
     if isinstance(keys, jax.Array):
         order = jnp.pad(jnp.argsort(keys, stable=True), (0, missing)).astype(jnp.int32)
     else:
@@ -268,17 +269,16 @@ def _forward(points, matrix, offset, pair_weight, data, distance, floor):
     body = jax.checkpoint(body, prevent_cse=False)  # for gradients of gradients
     points_gradient, sums = jax.lax.scan(body, jnp.zeros_like(points), _chunks(data))
     parts, moment, force = (_by_row(value, data) for value in sums)
-    gradient = (points_gradient, -jnp.sum(moment, axis=0), -jnp.sum(force, axis=0))
-    gradient = (*gradient, jnp.sum(parts, axis=0))
+    by_matrix, by_offset = -jnp.sum(moment, axis=0), -jnp.sum(force, axis=0)
+    gradient = (points_gradient, by_matrix, by_offset, jnp.sum(parts, axis=0))
     return (jnp.sum(pair_weight * parts), parts), gradient_rule.Saved(gradient, inputs, by_data)
 
 
 def _backward(distance, floor, saved, cotangent):
     of_sum, of_parts = cotangent
     if saved.by_data or gradient_rule.counts(of_parts):
-        return gradient_rule.pull_back(
-            lambda *inputs: _plain(*inputs, distance, floor), saved, cotangent
-        )
+        plain = functools.partial(_plain, distance=distance, floor=floor)
+        return gradient_rule.pull_back(plain, saved, cotangent)
     scaled = tuple(gradient_rule.instantiated(of_sum) * value for value in saved.gradient)
     return *scaled, None
 
