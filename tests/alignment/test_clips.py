@@ -104,6 +104,7 @@ def test_the_short_clip_keeps_its_own_shapes(tasks, together):
     assert together[2].pair_losses.shape == (tasks[2].graph.num_pairs,)
 
 
+@pytest.mark.slow
 def test_clips_with_settings_of_their_own_are_solved_alone(tasks):
     other = dataclasses.replace(CONFIG, iterations=0)
     odd = dataclasses.replace(tasks[2], config=other)

@@ -162,6 +162,7 @@ def _weighted_residuals(variables, problem, config):
     )
 
 
+@pytest.mark.slow
 def test_elimination_is_that_of_the_full_system():
     """H_cc - H_cd H_dd^-1 H_dc and the depths' steps, against J' W J of all unknowns at once."""
     config = dataclasses.replace(

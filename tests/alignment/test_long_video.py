@@ -97,6 +97,7 @@ def refined(world, parts):
     return _align(world, keep=keep)
 
 
+@pytest.mark.slow
 def test_scale_is_carried_and_all_frames_are_refined_together(world, parts, refined):
     keys = parts["key frames"]
     runs = [run for name in parts if name[0] in "kc" for run in parts[name].results]
@@ -114,6 +115,7 @@ def test_scale_is_carried_and_all_frames_are_refined_together(world, parts, refi
     assert after[0] < 0.8 * before[0] and after[1] < 0.8 * before[1]
 
 
+@pytest.mark.slow
 def test_the_refined_pairs_are_those_of_all_runs_in_one_world(refined):
     expected = 6 + 2 * 8 + 2 + 2 * 8  # three key frames, two clips of 4, one of 2, two borders
     assert refined.pairs.shape == (expected, 2)
@@ -132,6 +134,7 @@ def test_key_frames_may_be_aligned_on_the_lattice(world, refined):
         assert found < 1.5 * as_before + 1e-4
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, refined):
     """Key frames and every group of clips are kept as soon as they are done."""
     world = World()

@@ -144,6 +144,7 @@ def test_terms_total_and_their_gradients(flow_golden, flow_problem, size):
         _assert_gradient(row, flow_golden, f"grad_{name}_", size)
 
 
+@pytest.mark.slow
 def test_variants_of_the_flow_term(flow_golden, flow_problem, scene, size):
     point, problem = flow_problem
     plain = dataclasses.replace(DEMO, depth_regulariser_weight=0.0)

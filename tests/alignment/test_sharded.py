@@ -50,6 +50,7 @@ def _assert_equal(leaves, tolerance):
         np.testing.assert_allclose(got, expected, atol=tolerance * scale)
 
 
+@pytest.mark.slow
 def test_one_step_over_the_pairs_exchanges_three_sums(tmp_path):
     collectives, leaves = _run(tmp_path, "step", 1, 4, devices=4)
     _assert_equal(leaves, 1e-6)

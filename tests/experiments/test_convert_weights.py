@@ -96,6 +96,7 @@ def test_official_file_to_verified_folder(golden_dir, golden_weights, tmp_path):
         np.testing.assert_array_equal(again[name], array)
 
 
+@pytest.mark.slow
 def test_other_networks_types_and_differences(golden_dir, golden_weights, tmp_path):
     seed = official.seed_of(golden_dir / "network_tiny_dust3r_linear.npz")
     linear, config = official.network(golden_dir, golden_weights, "dust3r_linear", seed)

@@ -134,6 +134,7 @@ def test_changed_prior_files_are_not_resumed(video, tmp_path):
     assert reconstruct.fingerprint(frames, config, [None]) != before
 
 
+@pytest.mark.slow
 def test_hierarchical_two_frames_and_user_prior(tmp_path):
     images = _layers(7)
     long = _write_frames(tmp_path / "long", images)

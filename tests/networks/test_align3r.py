@@ -92,6 +92,7 @@ def test_has_prior_masks_single_frames():
     _assert_same(jax.tree.map(lambda x: x[1:], masked), jax.tree.map(lambda x: x[1:], without))
 
 
+@pytest.mark.slow
 def test_frames_encoded_once_serve_all_their_pairs():
     """decode_pairs of features by frame number = the network on each pair of images."""
     config = micro.ALIGN3R
@@ -151,6 +152,7 @@ def test_anchored_network_with_portrait_frames_in_a_landscape_batch():
     _assert_same(jax.tree.map(lambda x: x[:1].swapaxes(1, 2), mixed), alone)
 
 
+@pytest.mark.slow
 def test_gradient_is_finite_at_zero_and_the_same_with_remat():
     config = SHALLOW
     params = micro.parameters(config)

@@ -56,6 +56,7 @@ def test_scale_does_not_count_in_log_depth(batch):
     np.testing.assert_allclose(gradient, 0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_small_network_starts_at_its_prior_and_learns(batch):
     config = dataclasses.replace(NETWORK_PRESETS["align3r_small"], enc_depth=1)
     params = align3r.init_params(config, jax.random.key(0))
