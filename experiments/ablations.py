@@ -44,8 +44,8 @@ WEIGHTS = flags.DEFINE_string("weights", None, "Pairwise network; default: the f
 def score(clip: Any, variant: Variant, config: ReconstructConfig, model: Any) -> dict[str, float]:
     """Reconstructs a clip with the settings of a variant and compares it with the truth."""
     from align3r_jax import pipeline
-    from align3r_jax.evaluation import summary
     from data.procedural import oracle
+    from data.procedural import score as score_lib
     from data.procedural.clip import frames_of
 
     scene = pipeline.reconstruct(
@@ -55,16 +55,7 @@ def score(clip: Any, variant: Variant, config: ReconstructConfig, model: Any) ->
         masks=np.zeros(clip.depth.shape, bool) if variant.static else None,
         config=config,
     )
-    return summary.evaluate_scene(
-        scene.depth,
-        scene.world_from_cam,
-        clip.depth,
-        clip.world_from_cam,
-        dynamic_mask=None if variant.static else scene.dynamic_mask,
-        truth_dynamic_mask=clip.dynamic_mask,
-        intrinsics=scene.intrinsics,
-        truth_intrinsics=clip.intrinsics,
-    )
+    return score_lib.score(scene, clip, with_masks=not variant.static)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 from align3r_jax import pipeline
 from align3r_jax.config import ReconstructConfig
-from align3r_jax.evaluation import summary
 from align3r_jax.structs import DepthPrior
 from data.procedural import benchmark, noise
+from data.procedural import score as score_lib
 from data.procedural.clip import ProceduralClip, frames_of
 from experiments import cli
 
@@ -40,17 +40,7 @@ def noisy_prior(clip: ProceduralClip, seed: int) -> DepthPrior:
 def score(clip: ProceduralClip, prior: DepthPrior | None) -> dict[str, float]:
     """Reconstructs a clip with default settings and compares it with the truth."""
     scene = pipeline.reconstruct(frames_of(clip), prior=prior, config=ReconstructConfig())
-    return summary.evaluate_scene(
-        scene.depth,
-        scene.world_from_cam,
-        clip.depth,
-        clip.world_from_cam,
-        dynamic_mask=scene.dynamic_mask,
-        truth_dynamic_mask=clip.dynamic_mask,
-        prior_depth=None if prior is None else prior.depth,
-        intrinsics=scene.intrinsics,
-        truth_intrinsics=clip.intrinsics,
-    )
+    return score_lib.score(scene, clip, prior_depth=None if prior is None else prior.depth)
 
 
 def table(scores: dict[str, dict[str, float]], with_prior: bool) -> str:

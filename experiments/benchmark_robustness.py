@@ -23,9 +23,9 @@ from tqdm import tqdm
 
 from align3r_jax import pipeline
 from align3r_jax.config import AlignmentConfig, FlowConfig, PairConfig, ReconstructConfig
-from align3r_jax.evaluation import summary
 from align3r_jax.structs import KnownCameras
 from data.procedural import benchmark, oracle
+from data.procedural import score as score_lib
 from data.procedural.clip import ProceduralClip, frames_of
 from experiments import cli
 
@@ -115,16 +115,7 @@ def score(case: Case, clip: ProceduralClip, with_flow: bool, iterations: int) ->
         cameras=known_cameras(clip, case.cameras),
         config=config,
     )
-    found = summary.evaluate_scene(
-        scene.depth,
-        scene.world_from_cam,
-        clip.depth,
-        clip.world_from_cam,
-        dynamic_mask=scene.dynamic_mask,
-        truth_dynamic_mask=clip.dynamic_mask,
-        intrinsics=scene.intrinsics,
-        truth_intrinsics=clip.intrinsics,
-    )
+    found = score_lib.score(scene, clip)
     if case.cameras in ("poses", "soft"):
         found["scale"] = float(np.median(scene.depth / (_UNIT * clip.depth)))
     return found

@@ -25,9 +25,9 @@ from align3r_jax import pairing, pipeline
 from align3r_jax.alignment import align as align_lib
 from align3r_jax.alignment import finish
 from align3r_jax.config import AlignmentConfig, FlowConfig, PairConfig
-from align3r_jax.evaluation import summary
 from align3r_jax.priors import optical_flow
 from data.procedural import benchmark, oracle
+from data.procedural import score as score_lib
 from data.procedural.clip import ProceduralClip, frames_of
 from experiments import cli
 
@@ -70,14 +70,7 @@ def score(
     result = align_lib.align_graph(predictions, graph, flow, config)
     seconds = time.process_time() - start
     scene = finish.to_scene(result, frames, config)
-    scores = summary.evaluate_scene(
-        scene.depth,
-        scene.world_from_cam,
-        clip.depth,
-        clip.world_from_cam,
-        dynamic_mask=scene.dynamic_mask,
-        truth_dynamic_mask=clip.dynamic_mask,
-    )
+    scores = score_lib.score(scene, clip)
     return {
         "loss": float(np.asarray(result.trace["total"])[-1]),
         "ate": scores["ate"],

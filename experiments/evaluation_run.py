@@ -18,6 +18,7 @@ from align3r_jax.errors import UserError
 from align3r_jax.evaluation import methods, predictions, scores
 from align3r_jax.evaluation.protocols import Protocol
 from align3r_jax.io import atomic, depth_files
+from align3r_jax.io import images as image_files
 from align3r_jax.priors.mono_depth import DepthMaps
 from data.readers.sequence import EvaluationSequence, FailedSequence
 from experiments import evaluation_plots
@@ -161,7 +162,7 @@ def _score(job: Job, sequence: EvaluationSequence) -> dict[str, Any]:
 
 
 def _predict(job: Job, sequence: EvaluationSequence) -> methods.Prediction:
-    names = methods.unique_names(sequence.images)
+    names = image_files.frame_names(list(sequence.images))
     if job.predictions is not None:
         return predictions.read(
             job.predictions / sequence.name,
@@ -205,7 +206,7 @@ def _write_prediction(
     """What `predictions.read` reads back; depth over the whole picture only if nothing is cut."""
     from align3r_jax.io import preview, trajectory
 
-    names = methods.unique_names(sequence.images)
+    names = image_files.frame_names(list(sequence.images))
     if prediction.depth is not None:
         size = prediction.size
         if size is not None and size.resized != size.working:

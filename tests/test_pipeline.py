@@ -9,8 +9,7 @@ import pytest
 from align3r_jax import pipeline, stages
 from align3r_jax.config import AlignmentConfig, PairConfig, ReconstructConfig
 from align3r_jax.errors import UserError
-from align3r_jax.evaluation import summary
-from data.procedural import benchmark, clip, oracle
+from data.procedural import benchmark, clip, oracle, score
 
 CONFIG = ReconstructConfig(
     prior="plane",
@@ -22,14 +21,6 @@ CONFIG = ReconstructConfig(
 @pytest.fixture(scope="module")
 def rendered():
     return benchmark.render("desk", frames=7, height=64, width=96, supersample=1)
-
-
-def _score(scene, truth):
-    return summary.evaluate_scene(
-        scene.depth, scene.world_from_cam, truth.depth, truth.world_from_cam,
-        dynamic_mask=scene.dynamic_mask, truth_dynamic_mask=truth.dynamic_mask,
-        intrinsics=scene.intrinsics, truth_intrinsics=truth.intrinsics,
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -49,7 +40,7 @@ def test_noisy_truth_is_aligned_to_the_truth(rendered, mode, alignment):
         run=run,
     )
     assert run.facts["solver"] == ("gauss_newton" if mode == "flat" else "adam")
-    scores = _score(scene, rendered)
+    scores = score.score(scene, rendered)
     assert scores["ate"] < 0.1 * scores["standing_ate"]
     assert scores["rotation_error_deg"] < 0.2
     assert scores["abs_rel"] < 0.03

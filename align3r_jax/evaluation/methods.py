@@ -12,7 +12,6 @@ from align3r_jax import pipeline, stages
 from align3r_jax.config import ReconstructConfig
 from align3r_jax.errors import UserError
 from align3r_jax.evaluation.protocols import Running
-from align3r_jax.io import images as image_files
 from align3r_jax.io import preprocess, video
 from align3r_jax.predictors import choose
 from align3r_jax.predictors.equal_confidence import EqualConfidence
@@ -79,11 +78,6 @@ def make_frames(
         times = np.arange(len(originals)) / video.IMAGE_FPS
     working = np.stack([preprocess.to_working_size(picture, plan) for picture in originals])
     return Frames(working, np.asarray(times, np.float64), plan, tuple(names)).check()
-
-
-def unique_names(paths: Sequence[Any]) -> list[str]:
-    """One name per picture; see `io.images.frame_names`."""
-    return image_files.frame_names(list(paths))
 
 
 def reconstruct(
