@@ -62,7 +62,7 @@ def align(
         trace: name -> (iterations,), the terms of the loss before each step, "total", "lr" and
             "rejected", True where the step before led to something not finite and was taken back
             (the losses are then those before it). With `config.solver` "gauss_newton" that of
-            `solvers.second_order.solve`, "rejected" being steps that did not lower the loss. And
+            `solvers.gauss_newton.scan`, "rejected" being steps that did not lower the loss. And
             of the final scene "dynamic_mask" (T, H, W) bool and "pair_losses" (P,), the mean
             weighted residual of every pair.
 

@@ -91,18 +91,6 @@ def read_weights(
     return ReadWeights(file.state, config, file.source, kind)
 
 
-def read_state(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Returns (name -> array, metadata) of any network's `.safetensors` or PyTorch file.
-
-    Prefixes such as `module.` stay; PyTorch checkpoints give their `model` or `state_dict` entry.
-    Raises UserError as `read_weights`, except for what the names mean.
-    """
-    path = Path(path)
-    if _is_safetensors(path):
-        return _read_safetensors(path)
-    return _state_of(torch_file.read_torch(path, skip=_SKIPPED), path), {}
-
-
 def _read_folder(folder: Path) -> _File:
     if (folder / _INDEX).is_file():
         file = _File(_read_sharded(folder), {}, {"file": folder.name, "format": "safetensors"})
