@@ -1,4 +1,4 @@
-"""Depth maps on disk: npz (as Align3R writes them), npy, 16-bit PNG and PFM.
+"""Depth maps on disk: npz (as Align3R writes them), npy, 16-bit PNG, PFM and OpenEXR.
 
 In memory a depth map is (H, W) float32 with NaN where nothing is known.
 """
@@ -16,11 +16,11 @@ import numpy as np
 from PIL import Image
 
 from align3r_jax.errors import UserError
-from align3r_jax.io import images, pfm, png16
+from align3r_jax.io import exr, images, pfm, png16
 
 DEFAULT_SCALE = 1000.0  # PNG: values per metre, i.e. millimetres
 SIDECAR = "depth.json"  # in the folder of the maps: {"scale": 5000, "inverse": false, ...}
-SUFFIXES = (".npz", ".npy", ".pfm", ".png")
+SUFFIXES = (".npz", ".npy", ".pfm", ".png", ".exr")
 _DEPTH_PRO, _DEPTH_ANYTHING, _METRIC = "depthpro", "depthanything", "depthmetric"
 # What may stand between a frame's name and the suffix, in order of preference.
 _ENDINGS = (
@@ -54,18 +54,18 @@ def read_depth(path: str | Path, *, scale: float | None = None) -> DepthMap:
     """Returns one depth map and the focal stored with it.
 
     npz: `depth` and, if there, `focallength_px` (a number or a 3x3 matrix); npy; PFM of either
-    byte order; 16-bit PNG: value / scale, 0 is missing. scale: values per unit of a PNG; default
-    from the folder's `depth.json`, else 1000 (millimetres to metres). (1, H, W) and (H, W, 1)
-    are squeezed. Non-finite and negative values are missing.
+    byte order; OpenEXR; 16-bit PNG: value / scale, 0 is missing. scale: values per unit of a
+    PNG; default from the folder's `depth.json`, else 1000 (millimetres to metres). (1, H, W) and
+    (H, W, 1) are squeezed. Non-finite and negative values are missing.
     Raises UserError if the file is unreadable, of another kind, or nothing in it is known.
     """
     path = Path(path)
-    reader = {".npz": _read_npz, ".npy": _read_npy, ".pfm": _read_pfm}.get(path.suffix.lower())
+    reader = _READERS.get(path.suffix.lower())
     if reader is None and path.suffix.lower() != ".png":
         raise UserError(f"'{path}' is no depth file; known are {', '.join(SUFFIXES)}.")
     try:
         if reader is None:
-            depth, focal = _read_png(path, scale or _sidecar(path.parent).get("scale")), None
+            depth, focal = _read_png(path, scale or read_sidecar(path.parent).get("scale")), None
         else:
             depth, focal = reader(path)
     except UserError:
@@ -112,6 +112,8 @@ def write_depth(
         np.save(path, depth)
     elif suffix == ".pfm":
         pfm.write_pfm(path, depth)
+    elif suffix == ".exr":
+        exr.write_exr(path, depth)
     elif suffix == ".png":
         values = np.round(np.where(np.isfinite(depth), depth, 0).astype(np.float64) * scale)
         if values.min() < 0 or values.max() > _MAX_PNG:
@@ -130,8 +132,8 @@ def find_depth_files(source: str | Path, names: Sequence[str]) -> list[Path]:
 
     By name first: for frame `shot7` the files `shot7_pred_depth_depthpro.npz`,
     `shot7_pred_depth_depthanything.npz`, `shot7_depth.npz`, `shot7.npz` or the same with .npy,
-    .pfm, .png (a glob chooses where there are several kinds). If no frame is found by its name
-    and there are as many files as frames, they are matched in natural order.
+    .pfm, .png, .exr (a glob chooses where there are several kinds). If no frame is found by its
+    name and there are as many files as frames, they are matched in natural order.
     Raises UserError if the folder is missing or frames have no file.
     """
     if images.is_glob(source):
@@ -167,8 +169,8 @@ def find_depth_files(source: str | Path, names: Sequence[str]) -> list[Path]:
     raise UserError(
         f"'{source}' holds {len(found)} depth maps for {len(names)} frames, and none named after "
         f"{len(lacking)} of them, the first '{lacking[0]}' (expected '{lacking[0]}.npz', "
-        f"'{lacking[0]}_pred_depth_depthpro.npz' or .npy, .pfm, .png). Name them after the frames "
-        "or give exactly one per frame."
+        f"'{lacking[0]}_pred_depth_depthpro.npz' or .npy, .pfm, .png, .exr). Name them after the "
+        "frames or give exactly one per frame."
     )
 
 
@@ -192,7 +194,7 @@ def read_depth_folder(
                 f"'{paths[0].name}' {maps[0].depth.shape}."
             )
     label = f"{paths[0].parent.name}/{paths[0].name}".lower()
-    sidecar = _sidecar(paths[0].parent)
+    sidecar = read_sidecar(paths[0].parent)
     inverse = bool(sidecar.get("inverse", _DEPTH_ANYTHING in label))
     known = [item.focal for item in maps if item.focal is not None]
     focal = None
@@ -205,7 +207,11 @@ def read_depth_folder(
     return DepthFolder(depth, focal, inverse, metric, tuple(paths))
 
 
-def _sidecar(folder: Path) -> dict[str, float | bool]:
+def read_sidecar(folder: Path) -> dict[str, float | bool]:
+    """Returns the settings of a folder of depth maps (`depth.json`), {} if there are none.
+
+    Raises UserError for anything but "scale" (positive), "inverse" and "metric" (true or false).
+    """
     path = folder / SIDECAR
     if not path.exists():
         return {}
@@ -252,3 +258,10 @@ def _read_pfm(path: Path) -> tuple[np.ndarray, None]:
     if values.ndim == 3:
         raise UserError(f"'{path}' is a colour PFM; depth has one channel (Pf).")
     return values, None
+
+
+def _read_exr(path: Path) -> tuple[np.ndarray, None]:
+    return exr.read_exr(path), None
+
+
+_READERS = {".npz": _read_npz, ".npy": _read_npy, ".pfm": _read_pfm, ".exr": _read_exr}

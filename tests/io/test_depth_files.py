@@ -90,7 +90,7 @@ def test_bad_files_get_a_sentence(tmp_path):
     (tmp_path / "other.pfm").write_bytes(b"P5\n1 1\n-1\n")
     Image.new("RGB", (4, 4)).save(tmp_path / "rgb.png")
     Image.new("L", (4, 4), 9).save(tmp_path / "grey.png")
-    (tmp_path / "a.exr").write_bytes(b"x")
+    (tmp_path / "a.tiff").write_bytes(b"x")
     for name, sentence in {
         "keys.npz": r"no array 'depth'; it holds \['a', 'b'\]",
         "focal.npz": "must be positive",
@@ -105,7 +105,7 @@ def test_bad_files_get_a_sentence(tmp_path):
         "other.pfm": "no PFM file",
         "rgb.png": "8-bit picture",
         "grey.png": "8-bit picture",
-        "a.exr": "no depth file",
+        "a.tiff": "no depth file",
         "missing.npy": "cannot be read",
     }.items():
         with pytest.raises(UserError, match=sentence):
