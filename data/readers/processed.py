@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -38,7 +39,7 @@ def read_metadata(path: Path) -> Metadata:
         with np.load(path, allow_pickle=False) as stored:
             intrinsics = np.asarray(stored["camera_intrinsics"], np.float64).reshape(3, 3)
             pose = np.asarray(stored["camera_pose"], np.float64).reshape(4, 4)
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"'{path}' holds no camera that can be read ({error}).") from error
     return Metadata(intrinsics, pose)
 
