@@ -66,7 +66,7 @@ def crop_view(view: View, target: tuple[int, int], draw: CropDraw = CropDraw()) 
     extra = draw.extra or 0
     view = resize_to_cover(view, (target[0] + extra, target[1] + extra))
     top, left = (round(0.5 * (side - goal)) for side, goal in zip(view.shape, target))
-    return _cut(view, top, left, target)
+    return cut(view, top, left, target)
 
 
 def resize_to_cover(view: View, shape: tuple[int, int]) -> View:
@@ -89,6 +89,15 @@ def resize_to_cover(view: View, shape: tuple[int, int]) -> View:
     return View(image, maps, intrinsics)
 
 
+def cut(view: View, top: int, left: int, shape: tuple[int, int]) -> View:
+    """Returns the window `shape` (height, width) from (top, left); the intrinsics move with it."""
+    window = (slice(top, top + shape[0]), slice(left, left + shape[1]))
+    intrinsics = view.intrinsics.astype(np.float64).copy()
+    intrinsics[:2, 2] -= (left, top)
+    maps = {name: array[window] for name, array in view.maps.items()}
+    return View(view.image[window], maps, intrinsics)
+
+
 def _centre_principal_point(view: View) -> View:
     centre_x, centre_y = (round(float(value)) for value in view.intrinsics[:2, 2])
     height, width = view.shape
@@ -98,21 +107,13 @@ def _centre_principal_point(view: View) -> View:
             f"The principal point ({centre_x}, {centre_y}) lies outside of the image "
             f"({width} x {height})."
         )
-    return _cut(view, centre_y - half_y, centre_x - half_x, (2 * half_y, 2 * half_x))
+    return cut(view, centre_y - half_y, centre_x - half_x, (2 * half_y, 2 * half_x))
 
 
 def _keep_centre(view: View, fraction: float) -> View:
     height, width = (int(np.floor(side * fraction)) for side in view.shape)
     top, left = int((view.shape[0] - height) / 2), int((view.shape[1] - width) / 2)
-    return _cut(view, top, left, (height, width))
-
-
-def _cut(view: View, top: int, left: int, shape: tuple[int, int]) -> View:
-    window = (slice(top, top + shape[0]), slice(left, left + shape[1]))
-    intrinsics = view.intrinsics.astype(np.float64).copy()
-    intrinsics[:2, 2] -= (left, top)
-    maps = {name: array[window] for name, array in view.maps.items()}
-    return View(view.image[window], maps, intrinsics)
+    return cut(view, top, left, (height, width))
 
 
 def _nearest(out: int, size: int) -> np.ndarray:
