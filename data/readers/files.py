@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -39,11 +40,9 @@ def listed(folder: Path, suffixes: Iterable[str], what: str) -> list[Path]:
     suffixes = frozenset(suffixes)
     if not folder.is_dir():
         raise UserError(f"There are no {what}: the folder '{folder}' does not exist.")
-    found = [
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in suffixes and path.name[0] != "." and path.is_file()
-    ]
+    with os.scandir(folder) as entries:  # knows what is a file without asking for each
+        names = [entry.name for entry in entries if entry.name[0] != "." and entry.is_file()]
+    found = [folder / name for name in names if Path(name).suffix.lower() in suffixes]
     if not found:
         raise UserError(f"The folder '{folder}' holds no {what} ({', '.join(sorted(suffixes))}).")
     return sorted(found, key=lambda path: images.natural_key(path.name))
@@ -86,7 +85,8 @@ def partners(
 ) -> tuple[Path, ...]:
     """Returns the file `name_of` each picture. Raises UserError that names the first missing."""
     files = [name_of(picture) for picture in pictures]
-    missing = [file for file in files if not file.is_file()]
+    there = {folder: _names(folder) for folder in {file.parent for file in files}}
+    missing = [file for file in files if file.name not in there[file.parent]]
     if missing:
         raise UserError(
             f"{len(missing)} of {len(files)} frames have no {what}; the first missing file is "
@@ -172,6 +172,14 @@ def repeat(matrix: np.ndarray, count: int) -> np.ndarray:
 def intrinsics_of(fx: float, fy: float, cx: float, cy: float, count: int) -> np.ndarray:
     """(T, 3, 3) of one camera."""
     return repeat(np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]), count)
+
+
+def _names(folder: Path) -> set[str]:
+    """Names of the files in a folder; none if it is missing."""
+    if not folder.is_dir():
+        return set()
+    with os.scandir(folder) as entries:
+        return {entry.name for entry in entries if entry.is_file()}
 
 
 def _read_stack(paths: tuple[Path, ...], read: Callable[[Path], np.ndarray]) -> np.ndarray:

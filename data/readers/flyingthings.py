@@ -12,11 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from align3r_jax.errors import UserError
-from align3r_jax.io import pfm
-from data.readers import disparity, files, processed, sceneflow_files
+from data.readers import files, processed, sceneflow_files
 from data.readers.sequence import DatasetReader, EvaluationSequence, FrameSlice, ReaderOptions
 
-SIDES = ("left", "right")
 _EVERY = 20  # of the sorted folders: 44 of 874
 
 
@@ -37,7 +35,7 @@ def found(root: Path, options: ReaderOptions) -> list[str]:
         for letter in files.subfolders(base)
         for clip in files.subfolders(base / letter)
         for side in files.subfolders(base / letter / clip)
-        if side in SIDES
+        if side in sceneflow_files.SIDES
     ]
 
 
@@ -48,10 +46,9 @@ def read(
 
     Raw: pictures, disparity and cameras belong together by frame number; with
     association="position" by position, cut to the shortest.
-    # parity: positions are what Align3R's preparation uses.
     """
     parts = name.split("_")
-    if len(parts) != 3 or parts[2] not in SIDES:
+    if len(parts) != 3 or parts[2] not in sceneflow_files.SIDES:
         raise UserError(f"'{name}' is no sequence of FlyingThings3D; one is 'A_0000_left'.")
     letter, clip, side = parts
     base = _processed(root)
@@ -59,31 +56,19 @@ def read(
         folder = files.first_folder([base / letter / clip / side], f"frames of '{name}'")
         return processed.read(folder, name, "flyingthings", frames, lambda stored: stored)
     within = Path("TEST") / letter / clip
-    every = files.listed(_raw(root, options) / letter / clip / side, (".png",), "pictures")
-    maps = files.listed(root / "disparity" / within / side, (".pfm",), "disparity maps")
-    camera_file = root / "camera_data" / within / "camera_data.txt"
-    cameras = sceneflow_files.read_camera_data(camera_file)
-    if options.association == "stamps":
-        files.check_no_gaps(every)
-        files.same_count(every, maps, "disparity maps")
-        maps = list(
-            files.partners(every, lambda path: maps[0].with_name(f"{path.stem}.pfm"), "disparity")
-        )
-        numbers = [files.frame_number(path) for path in every]
-        lacking = [n for n in numbers if n not in cameras]
-        if lacking:
-            raise UserError(f"'{camera_file}' has no camera of frame {lacking[0]} of '{name}'.")
-        rows = [getattr(cameras[n], side) for n in numbers]
-    else:
-        rows = [getattr(camera, side) for camera in cameras.values()]
-        shortest = min(len(every), len(maps), len(rows))
-        every, maps, rows = every[:shortest], maps[:shortest], rows[:shortest]
-    pictures = files.chosen(every, frames)
+    clip_files = sceneflow_files.clip_files(
+        _raw(root, options) / letter / clip / side,
+        root / "disparity" / within / side,
+        root / "camera_data" / within / "camera_data.txt",
+        side,
+        by_position=options.association != "stamps",
+    )
+    pictures = files.chosen(clip_files.pictures, frames)
     (cx, cy), focal = sceneflow_files.CENTRE, sceneflow_files.FOCAL
     return EvaluationSequence(
         name, "flyingthings", tuple(pictures), files.picture_size(pictures),
-        depth=files.depth_stack(frames.of(maps), _depth),
-        world_from_cam=np.stack(frames.of(rows)),
+        depth=files.depth_stack(frames.of(clip_files.disparity), _depth),
+        world_from_cam=np.stack(frames.of(clip_files.world_from_cam)),
         intrinsics=files.intrinsics_of(focal, focal, cx, cy, len(pictures)),
         prior_files=files.priors(pictures, "sibling"),
         notes=("Depth is in the units of the poses (the stereo baseline is 1).",),
@@ -91,10 +76,7 @@ def read(
 
 
 def _depth(path: Path) -> np.ndarray:
-    values = pfm.read_pfm(path)
-    if values.ndim != 2:
-        raise UserError(f"'{path}' has {values.shape[2]} channels; disparity has one.")
-    return disparity.sceneflow_depth(values, sceneflow_files.FOCAL)
+    return sceneflow_files.read_depth(path, sceneflow_files.FOCAL)
 
 
 def _every_twentieth(names: list[str]) -> list[str]:

@@ -52,7 +52,7 @@ def processed_scene(
             f"{len(missing)} files of the {len(ids)} frames in '{folder}' are missing; the first "
             f"is '{missing[0]}'."
         )
-    training_frames.check_priors(folder, [one + _PICTURE for one in ids], options.prior)
+    training_frames.check_priors([folder / (one + _PICTURE) for one in ids], options.prior)
     load = functools.partial(_load, folder, tuple(ids), world_from_cam, depth_scale, options.prior)
     return TrainingScene(dataset, name, tuple(ids), load)
 

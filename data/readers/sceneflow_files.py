@@ -1,4 +1,4 @@
-"""Camera files and constants of SceneFlow (FlyingThings3D, Driving, Monkaa)."""
+"""Files and constants of SceneFlow (FlyingThings3D, Driving, Monkaa), for both kinds of readers."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from align3r_jax.errors import UserError
-from data.readers import poses
+from align3r_jax.io import pfm
+from data.readers import disparity, files, poses
 
+SIDES = ("left", "right")
 SIZE = (540, 960)
 CENTRE = (479.5, 269.5)  # cx, cy
 FOCAL = 1050.0
@@ -59,3 +61,46 @@ def read_camera_data(path: Path) -> dict[int, FrameCameras]:
     if not cameras:
         raise UserError(f"'{path}' holds no cameras.")
     return cameras
+
+
+class ClipFiles(NamedTuple):
+    """T frames of one side: their files, and world_from_cam, T of (4, 4)."""
+
+    pictures: list[Path]
+    disparity: list[Path]
+    world_from_cam: list[np.ndarray]
+
+
+def clip_files(
+    pictures: Path, maps: Path, camera_file: Path, side: str, *, by_position: bool
+) -> ClipFiles:
+    """Returns what belongs together in the folders of one side of a clip.
+
+    By frame number, all of which must be there, or by position in the sorted folders and in
+    `camera_data.txt`, cut to the shortest.
+    # parity: positions are what Align3R's preparation uses.
+    Raises UserError that names what is missing.
+    """
+    every = files.listed(pictures, (".png",), "pictures")
+    found = files.listed(maps, (".pfm",), "disparity maps")
+    cameras = read_camera_data(camera_file)
+    if by_position:
+        rows = [getattr(camera, side) for camera in cameras.values()]
+        shortest = min(len(every), len(found), len(rows))
+        return ClipFiles(every[:shortest], found[:shortest], rows[:shortest])
+    files.check_no_gaps(every)
+    files.same_count(every, found, "disparity maps")
+    partners = files.partners(every, lambda path: maps / f"{path.stem}.pfm", "disparity")
+    numbers = [files.frame_number(path) for path in every]
+    lacking = [number for number in numbers if number not in cameras]
+    if lacking:
+        raise UserError(f"'{camera_file}' has no camera of frame {lacking[0]} of '{pictures}'.")
+    return ClipFiles(every, list(partners), [getattr(cameras[number], side) for number in numbers])
+
+
+def read_depth(path: Path, fx: float) -> np.ndarray:
+    """Returns z of one disparity file, (H, W) float32 units of the poses, 0 where unknown."""
+    values = pfm.read_pfm(path)
+    if values.ndim != 2:
+        raise UserError(f"'{path}' has {values.shape[2]} channels; disparity has one.")
+    return disparity.sceneflow_depth(values, fx)

@@ -12,6 +12,7 @@ import numpy as np
 
 from align3r_jax.errors import UserError
 from align3r_jax.io import depth_files, images, prior_files
+from data.readers import files
 from data.readers.training import SkippedScene, TrainingFrame, TrainingOptions, TrainingScene
 
 FAR = 400.0  # units of the set; depth from here on is the sky to Align3R's preparation
@@ -66,8 +67,6 @@ def read_prior(
     Raises UserError if the file is missing, damaged or of another size.
     """
     path = prior_files.prior_path(picture, name)
-    if not path.is_file():
-        raise UserError(_no_prior(name, 1, 1, path))
     depth, focal = depth_files.read_depth(path)
     inverse = name == _INVERSE
     if depth.shape != shape:
@@ -81,15 +80,14 @@ def read_prior(
     return depth, fx if inverse else focal
 
 
-def check_priors(folder: Path, pictures: Sequence[str], prior: str | None) -> None:
-    """Raises UserError that names the first picture without the prior; lists the folder once."""
-    if prior is None:
-        return
-    there = {entry.name for entry in folder.iterdir()}
-    wanted = [prior_files.prior_path(folder / name, prior) for name in pictures]
-    missing = [path for path in wanted if path.name not in there]
-    if missing:
-        raise UserError(_no_prior(prior, len(missing), len(wanted), missing[0]))
+def check_priors(pictures: Sequence[Path], prior: str | None) -> None:
+    """Raises UserError that names the first missing file of the prior; None: nothing to check."""
+    if prior is not None:
+        what = (
+            f"prior '{prior}' (experiments.estimate_priors --layout=beside writes it, prior=None "
+            "trains without)"
+        )
+        files.partners(pictures, functools.partial(prior_files.prior_path, name=prior), what)
 
 
 def file_scene(
@@ -123,8 +121,8 @@ def file_scene(
         )
     if not (np.isfinite(intrinsics).all() and np.isfinite(world_from_cam).all()):
         raise UserError(f"A camera of '{pictures[0].parent}' is not finite.")
+    check_priors(pictures, options.prior)
     names = tuple(path.name for path in pictures)
-    check_priors(pictures[0].parent, names, options.prior)
     load = functools.partial(
         _load, pictures[0].parent, names, depths[0].parent, tuple(path.name for path in depths),
         read_depth, intrinsics, world_from_cam, options.prior, far,
@@ -155,10 +153,3 @@ def _load(
     return TrainingFrame(
         image, depth, camera, np.array(world_from_cam[index]), prior_depth, prior_focal
     ).check(str(picture))
-
-
-def _no_prior(name: str, missing: int, count: int, first: Path) -> str:
-    return (
-        f"{missing} of {count} frames have no prior '{name}'; the first missing file is '{first}'. "
-        "experiments.estimate_priors --layout=beside writes them; prior=None trains without."
-    )
