@@ -3,6 +3,9 @@
 L = sum over views v of  mean over valid pixels ( c * l - alpha * log c ),
 l = | P_v / f_P - G_v / f_G |_2,   P predicted and G true points, both in camera 1;
 f_P, f_G one normalisation factor per sample for both views together; c predicted confidence.
+Means run over the valid pixels of the whole batch, so samples with more of them weigh more.
+For monitoring, what cannot be known can be taken out before (`Invariance`): the shift of z, the
+scale, or both, by medians (Align3R's test error is "shift_scale" in the unit of the truth).
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from align3r_jax.geometry import depth_fit, pointmap, rigid
 from align3r_jax.structs import Array
 
 NormMode = Literal["avg_dis", "avg_log1p", "avg_warp-log1p", "median_dis", "sqrt_dis", "none"]
+Invariance = Literal["none", "shift", "scale", "shift_scale"]
 
 
 @struct.dataclass
@@ -79,15 +83,29 @@ def normalisation_factor(
     return points1, points2, jnp.maximum(factor, 1e-8)
 
 
+def within_distance(true: PointmapBatch, limit: float) -> PointmapBatch:
+    """Returns the truth without the points that are farther than `limit` from camera 1."""
+    near1 = rigid.safe_norm(true.points1) <= limit
+    near2 = rigid.safe_norm(true.points2) <= limit
+    return true.replace(valid1=true.valid1 & near1, valid2=true.valid2 & near2)
+
+
 def regression_maps(
-    predicted: PointmapBatch, true: PointmapBatch, norm_mode: NormMode, gt_scale: bool
+    predicted: PointmapBatch,
+    true: PointmapBatch,
+    norm_mode: NormMode,
+    gt_scale: bool,
+    invariance: Invariance = "none",
 ) -> tuple[Array, Array]:
     """Returns per-pixel distances (B, H, W) of both views after joint normalisation.
 
     With `gt_scale` the true points keep their scale while predictions are still normalised.
+    Raises ValueError for an unknown `invariance`.
     """
     chex.assert_equal_shape([predicted.points1, true.points1])
     chex.assert_equal_shape([predicted.points2, true.points2])
+    if invariance not in get_args(Invariance):
+        raise ValueError(f"Unknown invariance {invariance!r}; known are {get_args(Invariance)}.")
     p1, p2, g1, g2 = predicted.points1, predicted.points2, true.points1, true.points2
     if norm_mode != "none":
         p1, p2, factor = normalisation_factor(p1, p2, true.valid1, true.valid2, norm_mode)
@@ -95,9 +113,43 @@ def regression_maps(
         if not gt_scale:
             g1, g2, factor = normalisation_factor(g1, g2, true.valid1, true.valid2, norm_mode)
             g1, g2 = g1 / factor[:, None, None, None], g2 / factor[:, None, None, None]
+    if invariance in ("shift", "shift_scale"):
+        p1, p2 = _without_shift(p1, p2, true)
+        g1, g2 = _without_shift(g1, g2, true)
+    if invariance in ("scale", "shift_scale"):
+        of_predicted = jnp.clip(_spread(p1, p2, true), min=1e-3, max=1e3)[:, None, None, None]
+        of_true = _spread(g1, g2, true)[:, None, None, None]
+        if gt_scale:
+            p1, p2 = p1 * (of_true / of_predicted), p2 * (of_true / of_predicted)
+        else:
+            p1, p2, g1, g2 = p1 / of_predicted, p2 / of_predicted, g1 / of_true, g2 / of_true
     difference1 = jnp.where(true.valid1[..., None], p1 - g1, 0.0)
     difference2 = jnp.where(true.valid2[..., None], p2 - g2, 0.0)
     return rigid.safe_norm(difference1), rigid.safe_norm(difference2)
+
+
+def _joint_median(values1: Array, values2: Array, true: PointmapBatch) -> Array:
+    """Returns the lower median (B,) of both views (B, H, W) over the valid pixels, no gradient."""
+    batch = values1.shape[0]
+    values = jnp.concatenate([values1.reshape(batch, -1), values2.reshape(batch, -1)], 1)
+    valid = jnp.concatenate([true.valid1.reshape(batch, -1), true.valid2.reshape(batch, -1)], 1)
+    return jax.lax.stop_gradient(jax.vmap(depth_fit.lower_median)(values, valid))
+
+
+def _without_shift(points1: Array, points2: Array, true: PointmapBatch) -> tuple[Array, Array]:
+    """Returns both maps with the joint median of z taken from z."""
+    middle = _joint_median(points1[..., 2], points2[..., 2], true)
+    shift = jnp.stack([jnp.zeros_like(middle), jnp.zeros_like(middle), middle], -1)
+    return points1 - shift[:, None, None], points2 - shift[:, None, None]
+
+
+def _spread(points1: Array, points2: Array, true: PointmapBatch) -> Array:
+    """Returns the joint median (B,) of the distance to the point of the medians of x, y, z."""
+    centre = jnp.stack(
+        [_joint_median(points1[..., k], points2[..., k], true) for k in range(3)], axis=-1
+    )[:, None, None]
+    distances = (rigid.safe_norm(points - centre) for points in (points1, points2))
+    return _joint_median(*distances, true)
 
 
 def pointmap_regression(
@@ -105,9 +157,10 @@ def pointmap_regression(
     true: PointmapBatch,
     norm_mode: NormMode = "avg_dis",
     gt_scale: bool = False,
+    invariance: Invariance = "none",
 ) -> tuple[Array, dict[str, Array]]:
     """Returns (loss, details): mean distance of view 1 plus that of view 2 over the batch."""
-    map1, map2 = regression_maps(predicted, true, norm_mode, gt_scale)
+    map1, map2 = regression_maps(predicted, true, norm_mode, gt_scale, invariance)
     loss1, loss2 = masked_mean(map1, true.valid1), masked_mean(map2, true.valid2)
     return loss1 + loss2, {"regression_1": loss1, "regression_2": loss2}
 
