@@ -3,13 +3,14 @@
 A rule tells the pairs of a scene of n frames; `PairTable` numbers the pairs of all scenes of a set
 and finds any of them from its number, so that 10^8 pairs need no list.
 
-| text | rule | source |
+| text | rule | used by |
 |---|---|---|
-| `window_R` | all i < j, j - i <= R, in lexicographic order | Align3R: `window_10`; its Sintel test: `window_3` |
-| `strides_A_B` | (i, i + s), s = A...B, i = 0, 2, 4, ... <= n - 2 s | MonST3R |
-| `strides_A_B:W` | the same, thinned so that the strides occur as the weights W say | MonST3R: `strides_1_9:linear_1_2` |
-| `prescribed` | the pairs that come with the scene (Waymo) | MonST3R |
-| `align3r`, `monst3r` | short for `window_10`, `strides_1_9:linear_1_2` | |
+| `window_R` | all i < j, j - i <= R, in lexicographic order | Align3R (its Sintel test: 3) |
+| `strides_A_B` | (i, i + s), s = A...B, i = 0, 2, 4, ... <= n - 2 s | |
+| `strides_A_B:W` | the same, thinned: strides occur as the weights W say | MonST3R |
+| `prescribed` | the pairs that come with the scene | Waymo |
+| `align3r` | `window_10` | |
+| `monst3r` | `strides_1_9:linear_1_2` | |
 
 Weights: `uniform`, `linear_a_b` (from a at the first stride to b at the last), `exponential`
 (e^-k for the k-th stride).
