@@ -10,6 +10,8 @@ import dataclasses
 import numpy as np
 from PIL import Image
 
+from align3r_jax.errors import UserError
+
 FOCAL_SCALES = (0.8, 0.9, 1.0)  # Align3R `aug_f`
 _COVER = 1e-8  # added to the scale so that the floor below never falls short of the target
 
@@ -50,12 +52,14 @@ def crop_view(view: View, target: tuple[int, int], draw: CropDraw = CropDraw()) 
     1. the largest window centred on the rounded principal point; 2. portrait or landscape target;
     3. `draw.centre_scale`; 4. resize to cover the target plus `draw.extra`: image by Pillow
     (Lanczos down, bicubic up), maps by nearest neighbour; 5. centre crop to the target.
-    The intrinsics follow every step. Raises ValueError if a map has another size than the image.
+    The intrinsics follow every step. Raises ValueError if a map has another size than the image,
+    UserError if the principal point lies outside of it.
     """
     for name, array in view.maps.items():
         if array.shape[:2] != view.shape:
             raise ValueError(f"Map '{name}' is {array.shape[:2]}, its image {view.shape}.")
-    view = _centre_principal_point(view)
+    top, left, *window = principal_window(view.shape, view.intrinsics)
+    view = cut(view, top, left, (window[0], window[1]))
     height, width = view.shape
     if target[0] != target[1] and (
         height > 1.1 * width or (0.9 < height / width < 1.1 and draw.portrait)
@@ -67,6 +71,26 @@ def crop_view(view: View, target: tuple[int, int], draw: CropDraw = CropDraw()) 
     view = resize_to_cover(view, (target[0] + extra, target[1] + extra))
     top, left = (round(0.5 * (side - goal)) for side, goal in zip(view.shape, target))
     return cut(view, top, left, target)
+
+
+def principal_window(
+    shape: tuple[int, int], intrinsics: np.ndarray, min_margin: float = 0.0
+) -> tuple[int, int, int, int]:
+    """Returns (top, left, height, width) of the largest window centred on the principal point.
+
+    The point is rounded half to even. Raises UserError if its distance to an edge is not above
+    min_margin * (height or width) (MonST3R: 0.2), or if it lies outside of the image.
+    """
+    centre_x, centre_y = (round(float(value)) for value in intrinsics[:2, 2])
+    height, width = shape
+    half_x, half_y = min(centre_x, width - centre_x), min(centre_y, height - centre_y)
+    if half_x <= min_margin * width or half_y <= min_margin * height:
+        place = f"within {min_margin:g} of the size from an edge" if min_margin else "outside"
+        raise UserError(
+            f"The principal point ({centre_x}, {centre_y}) lies {place} of the image "
+            f"({width} x {height})."
+        )
+    return centre_y - half_y, centre_x - half_x, 2 * half_y, 2 * half_x
 
 
 def resize_to_cover(view: View, shape: tuple[int, int]) -> View:
@@ -96,18 +120,6 @@ def cut(view: View, top: int, left: int, shape: tuple[int, int]) -> View:
     intrinsics[:2, 2] -= (left, top)
     maps = {name: array[window] for name, array in view.maps.items()}
     return View(view.image[window], maps, intrinsics)
-
-
-def _centre_principal_point(view: View) -> View:
-    centre_x, centre_y = (round(float(value)) for value in view.intrinsics[:2, 2])
-    height, width = view.shape
-    half_x, half_y = min(centre_x, width - centre_x), min(centre_y, height - centre_y)
-    if min(half_x, half_y) <= 0:
-        raise ValueError(
-            f"The principal point ({centre_x}, {centre_y}) lies outside of the image "
-            f"({width} x {height})."
-        )
-    return cut(view, centre_y - half_y, centre_x - half_x, (2 * half_y, 2 * half_x))
 
 
 def _keep_centre(view: View, fraction: float) -> View:
