@@ -212,6 +212,7 @@ class ReconstructConfig:
     flow: FlowConfig = FlowConfig()
     alignment: AlignmentConfig = AlignmentConfig(solver="auto")
     pair_batch: int = 4  # pairs decoded together by a network
+    equal_confidence: bool = False  # parity: Align3R's depth evaluation sets all above 1 to 10
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     max_memory: str = ""  # such as "8GB"; what `plan` may use. Empty: half of what is free.
 

@@ -14,7 +14,6 @@ from align3r_jax.errors import UserError
 from align3r_jax.evaluation.protocols import Running
 from align3r_jax.io import preprocess, video
 from align3r_jax.predictors import choose
-from align3r_jax.predictors.equal_confidence import EqualConfidence
 from align3r_jax.priors import mono_depth, sources
 from align3r_jax.structs import Frames, PairGraph, WorkingSize
 from align3r_jax.weights.store import LoadedNetwork
@@ -89,18 +88,13 @@ def reconstruct(
 ) -> Prediction:
     """Returns depth, cameras and masks of a video, by the settings of the protocol."""
     run = run or stages.Run()
-    config = running.reconstruct
-    predictor = None
-    if running.equal_confidence:
-        predictor = EqualConfidence(config, networks.model)
     scene = pipeline.reconstruct(
         frames,
         model=networks.model,
-        predictor=predictor,
         prior_model=networks.prior,
         flow_source=networks.flow,
         originals=originals,
-        config=config,
+        config=running.reconstruct,
         cache_dir=networks.cache_dir,
         run=run,
     )
@@ -160,4 +154,5 @@ def single_frames(
 
 
 def _as_network(config: ReconstructConfig) -> ReconstructConfig:
-    return dataclasses.replace(config, predictor="network")
+    # Confidences take no part in the depth of a single frame.
+    return dataclasses.replace(config, predictor="network", equal_confidence=False)

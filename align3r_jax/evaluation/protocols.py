@@ -54,13 +54,12 @@ class Reading:
 class Running:
     """How a method runs. size: long side of the working size (0: the network's own, or 320).
 
-    crop: to multiples of 16, instead of a second resize. equal_confidence: every confidence above
-    1 becomes 10. reconstruct: graph, clip length, iterations, loss weights, prior, flow.
+    crop: to multiples of 16, instead of a second resize. reconstruct: graph, clip length,
+    iterations, loss weights, confidences, prior, flow.
     """
 
     size: int = 0
     crop: bool = False
-    equal_confidence: bool = False
     reconstruct: ReconstructConfig = ReconstructConfig()
 
 
@@ -106,8 +105,9 @@ class PoseProtocol:
 class MotionProtocol:
     """Masks of what moves by itself, brought to the size of the truth by nearest neighbour.
 
-    The number of a set is the plain mean over sequences of J, the mean IoU over frames (Perazzi
-    et al., CVPR 2016).
+    The numbers of a set are plain means over sequences of J, the mean IoU over frames, of F, the
+    mean over frames of how well the outlines agree, and of J&F, their mean (Perazzi et al., CVPR
+    2016).
     """
 
     source: str
@@ -146,9 +146,9 @@ def _running(
 ) -> Running:
     settings = ReconstructConfig(
         predictor="network", prior=prior, refine_prior=False, pairs=pairs, flow=flow,
-        alignment=alignment,
+        alignment=alignment, **changes,
     )  # fmt: skip
-    return Running(size=512, reconstruct=settings, **changes)
+    return Running(size=512, reconstruct=settings)
 
 
 _NO_FLOW = FlowConfig(source="none")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 from align3r_jax.config import ReconstructConfig
 from align3r_jax.errors import UserError
+from align3r_jax.predictors.equal_confidence import EqualConfidence
 from align3r_jax.predictors.flow import FlowPredictor
 from align3r_jax.predictors.network import NetworkPredictor
 from align3r_jax.predictors.protocol import Predictor
@@ -22,12 +24,15 @@ def make_predictor(
     note: Callable[[str], None],
     frames_kept: int | None = None,
 ) -> Predictor:
-    """Returns the predictor of `config.predictor`.
+    """Returns the predictor of `config.predictor`, with `config.equal_confidence` made equal.
 
     "auto" is the network if `model` is given, else flow. flow: the source, None for none. `note`
     receives plain sentences about the choice. frames_kept: see `NetworkPredictor`. Raises
     UserError if the network, the prior and the flow cannot work together.
     """
+    if config.equal_confidence:
+        plain = dataclasses.replace(config, equal_confidence=False)
+        return EqualConfidence(make_predictor(plain, model, prior, flow, note, frames_kept))
     kind = config.predictor
     if kind == "auto":
         kind = "flow" if model is None else "network"

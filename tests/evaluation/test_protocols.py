@@ -31,8 +31,8 @@ def test_choices_of_the_papers():
     assert (
         paper.depth.fit == "lad" and paper.depth.max_depth == 70 and paper.depth.min_depth == 1e-3
     )
-    assert paper.interpolation == "linear" and paper.running.equal_confidence
     run = paper.running.reconstruct
+    assert paper.interpolation == "linear" and run.equal_confidence
     assert (run.pairs.mode, run.pairs.clip_size, run.pairs.clip_symmetric) == (
         "hierarchical", 20, False,
     )  # fmt: skip

@@ -137,8 +137,8 @@ def test_methods_run_and_their_predictions_can_be_judged(runs):
         assert results[name][0] == 0, results[name]
     found = summary(root, "ran")
     assert found["departures"]["prior"] == "plane" and found["departures"]["max_frames"] == 4
-    running = found["settings"]["choices"]["running"]
-    assert running["equal_confidence"] and running["reconstruct"]["alignment"]["iterations"] == 4
+    running = found["settings"]["choices"]["running"]["reconstruct"]
+    assert running["equal_confidence"] and running["alignment"]["iterations"] == 4
     assert "Departs from the protocol" in results["ran"][1]
     record = json.loads((root / "ran" / "sequences" / "good.json").read_text())
     assert any("set to 10" in note for note in record["notes"])
