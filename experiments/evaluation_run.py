@@ -23,7 +23,7 @@ from align3r_jax.priors.mono_depth import DepthMaps
 from data.readers.sequence import EvaluationSequence, FailedSequence
 from experiments import evaluation_plots
 
-FORMAT = 1  # of the JSON of a sequence; raise it when a score changes its meaning
+FORMAT = 2  # of the JSON of a sequence; raise it when a score changes its meaning
 _WANTED = {"video_depth": "depth", "single_depth": "depth", "camera_pose": "cameras",
            "motion": "masks"}  # fmt: skip
 

@@ -26,7 +26,7 @@ Scores = dict[str, Any]
 DEPTH_NAMES = ("Abs Rel", "Sq Rel", "RMSE", "Log RMSE", "delta < 1.25", "delta < 1.25^2",
                "delta < 1.25^3")  # fmt: skip
 POSE_NAMES = ("ate", "rpe_trans", "rpe_rot_deg")
-MOTION_NAMES = ("J", "iou", "precision", "recall")
+MOTION_NAMES = ("J", "F", "J&F", "iou", "precision", "recall")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +123,10 @@ def camera_pose(prediction: Prediction, truth: Truth) -> Scores:
 
 
 def motion_masks(prediction: Prediction, truth: Truth) -> Scores:
-    """J (mean IoU over frames in which either mask has a pixel), IoU, precision, recall."""
+    """J and F (means over frames in which either mask has a pixel), IoU, precision, recall.
+
+    J: IoU; F: of the outlines (`motion`); J&F: the mean of both.
+    """
     if prediction.dynamic_mask is None:
         raise UserError("There are no predicted dynamic masks to evaluate.")
     if truth.dynamic_mask is None:
@@ -142,6 +145,8 @@ def motion_masks(prediction: Prediction, truth: Truth) -> Scores:
     found = motion.evaluate(predicted, truth.dynamic_mask[list(frames)])
     return {
         "J": found.mean_frame_iou,
+        "F": found.mean_boundary,
+        "J&F": found.j_and_f,
         "iou": found.iou,
         "precision": found.precision,
         "recall": found.recall,

@@ -80,7 +80,9 @@ POSE_COLUMNS = (
     Column("rpe_rot_deg", "RPE rot [deg]", 3, "lower"),
 )
 MOTION_COLUMNS = (
+    Column("J&F", "J&F", 3, "higher"),
     Column("J", "J", 3, "higher"),
+    Column("F", "F", 3, "higher"),
     Column("iou", "IoU", 3, "higher"),
     Column("precision", "precision", 3, "higher"),
     Column("recall", "recall", 3, "higher"),

@@ -94,7 +94,7 @@ def test_masks_count_labelled_frames_only():
     predicted = np.stack([true[0], true[1], wrong])[:, ::2, ::2]
     truth = scores.Truth(dynamic_mask=true, mask_frames=(0, 1))
     found = scores.motion_masks(Prediction(dynamic_mask=predicted), truth)
-    assert found["J"] == 1 and found["frames"] == 2
+    assert found["J"] == found["F"] == found["J&F"] == 1 and found["frames"] == 2
     everything = scores.Truth(dynamic_mask=true)
     assert scores.motion_masks(Prediction(dynamic_mask=predicted), everything)["J"] < 0.7
 
