@@ -24,7 +24,7 @@ import jax
 import numpy as np
 
 from align3r_jax.errors import UserError
-from data.procedural import cameras, clip, scene, sensor, textures
+from data.procedural import cameras, clip, motion, scene, sensor, textures
 
 VERSION = 2
 FRAMES, HEIGHT, WIDTH, RATE = 16, 192, 256, 10  # frames per second
@@ -91,8 +91,12 @@ def render(
     supersample: int = 3,
     bank: textures.TextureBank | None = None,
     camera: sensor.SensorOptions | None = None,
+    still: bool = False,
 ) -> clip.ProceduralClip:
-    """Returns one clip; the arguments shrink or clean it for quick checks (same scene)."""
+    """Returns one clip; the arguments shrink or clean it for quick checks (same scene).
+
+    still: nothing but the camera moves; what moves otherwise stays where it is at first.
+    """
     if name not in names():
         raise UserError(f"Unknown benchmark clip {name!r}: expected one of {', '.join(names())}.")
     number = names().index(name)
@@ -108,6 +112,8 @@ def render(
         travel=case.travel,
         turn=case.turn,
     )
+    if still:
+        world = dataclasses.replace(world, motion=motion.at_rest(len(world.kind)))
     bank = textures.make_bank(textures.EVALUATION_SEED) if bank is None else bank
     return clip.render_clip(
         world,
