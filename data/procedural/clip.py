@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -137,9 +138,11 @@ def find_scene(
     travel: tuple[float, float] = (0.0, 1e9),
     turn: tuple[float, float] = (0.0, 3.2),
     attempts: int = 200,
+    change: Callable[[scene.Scene], scene.Scene] | None = None,
 ) -> scene.Scene:
     """Returns the first scene drawn from the key whose clip is acceptable at all `times`.
 
+    change: applied to what is drawn before it is judged, such as another camera path.
     aspect: H / W. Bounds (low, high): dynamic, the mean share of moving pixels; travel, the path
     length over the median depth; turn, the summed rotation in radians. Raises RuntimeError after
     `attempts` draws.
@@ -147,6 +150,8 @@ def find_scene(
     size = (max(round(_PROBE * aspect), 4), _PROBE)
     for attempt in range(attempts):
         candidate = _draw(jax.random.fold_in(key, attempt), options)
+        if change is not None:
+            candidate = change(candidate)
         seen, moving = _probe(candidate, jnp.asarray(times, jnp.float32), size)
         seen = jax.device_get(seen)
         measured = {
