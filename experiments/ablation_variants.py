@@ -41,6 +41,7 @@ def _clips(size: int) -> dict[str, Any]:
 
 VARIANTS_OF_PAPERS: dict[str, Variant] = {
     "default": Variant("default: flat, window 5 stride 2"),
+    "adam": Variant("default, solved by Adam", {"alignment": {"solver": "adam"}}),
     "no_flow": Variant("no flow loss", {"alignment": {"flow_weight": 0.0}}),
     "no_mask": Variant("no static mask", static=True),
     "no_smoothness": Variant("no smoothness", {"alignment": {"smoothness_weight": 0.0}}),

@@ -7,8 +7,8 @@
 One table, one row per variant; the numbers are means over the clips (`data.procedural.benchmark`).
 The variants are those of MonST3R (no flow loss, no static mask, no smoothness, window sizes, loss
 weights) and of Align3R (hierarchical alignment), as changes of the default settings. --pairs=oracle
-takes pair predictions from the truth plus noise instead of the flow predictor or --weights: that
-isolates the alignment, which is what the papers ablate. Finished cells are kept in
+takes pair predictions from the truth plus noise (--field) instead of the flow predictor or
+--weights: that isolates the alignment, which is what the papers ablate. Finished cells are kept in
 OUTPUT/cells.json and not computed again.
 """
 
@@ -36,7 +36,14 @@ OUTPUT = flags.DEFINE_string("output", None, "Folder of results.", required=True
 FRAMES = flags.DEFINE_integer("frames", 0, "Frames of a clip; 0: all.", lower_bound=0)
 HEIGHT = flags.DEFINE_integer("height", 0, "Of the clips; 0: the benchmark's.", lower_bound=0)
 WIDTH = flags.DEFINE_integer("width", 0, "Of the clips; 0: the benchmark's.", lower_bound=0)
-ITERATIONS = flags.DEFINE_integer("iterations", 300, "Of the alignment.", lower_bound=1)
+ITERATIONS = flags.DEFINE_integer(
+    "iterations", 300, "Of Adam, which aligns the clips of the hierarchical variants.",
+    lower_bound=1,
+)  # fmt: skip
+FIELD = flags.DEFINE_float(
+    "field", 0.01, "Smooth error of the oracle's point maps; single points have half of it.",
+    lower_bound=0.0,
+)  # fmt: skip
 PAIRS = flags.DEFINE_enum("pairs", "method", ["method", "oracle"], "Where pair predictions are of.")
 WEIGHTS = flags.DEFINE_string("weights", None, "Pairwise network; default: the flow predictor.")
 
@@ -48,10 +55,11 @@ def score(clip: Any, variant: Variant, config: ReconstructConfig, model: Any) ->
     from data.procedural import score as score_lib
     from data.procedural.clip import frames_of
 
+    noise = oracle.OracleNoise(field=FIELD.value, pixel=FIELD.value / 2)
     scene = pipeline.reconstruct(
         frames_of(clip),
         model=model,
-        predictor=oracle.OraclePredictor(clip) if PAIRS.value == "oracle" else None,
+        predictor=oracle.OraclePredictor(clip, noise) if PAIRS.value == "oracle" else None,
         masks=np.zeros(clip.depth.shape, bool) if variant.static else None,
         config=config,
     )
@@ -100,11 +108,14 @@ def main(argv: Sequence[str]) -> None:
                         atomic.replace_file(path, json.dumps(stored, indent=1).encode())
                 cells[name][clip_name] = stored[key]
                 progress.update()
-    origin = "the oracle" if PAIRS.value == "oracle" else model.name if model else "flow"
+    origin = model.name if model else "flow"
+    if PAIRS.value == "oracle":
+        origin = f"the oracle ({FIELD.value:.0%} smooth error)"
     note = (
         f"Procedural benchmark, version {benchmark.VERSION}: {', '.join(clips)}; "
         f"{shrunk['frames']} frames of {shrunk['width']}x{shrunk['height']}, "
-        f"{ITERATIONS.value} iterations, pairs predicted by {origin}."
+        f"pairs predicted by {origin}. Gauss-Newton where all frames are aligned at once, "
+        f"{ITERATIONS.value} iterations of Adam elsewhere."
     )
     built = [table(cells, variants, note)]
     with atomic.told_to_user(output):
@@ -122,8 +133,10 @@ def _key(clip: str, variant: str, config: ReconstructConfig, shrunk: dict, model
     """Names a cell and everything it depends on."""
     from data.procedural import benchmark
 
-    facts = [config_lib.to_dict(config), shrunk, benchmark.VERSION, PAIRS.value,
-             VARIANTS_OF_PAPERS[variant].static, model.checksum if model else None]  # fmt: skip
+    facts = [
+        config_lib.to_dict(config), shrunk, benchmark.VERSION, PAIRS.value, FIELD.value,
+        VARIANTS_OF_PAPERS[variant].static, model.checksum if model else None,
+    ]  # fmt: skip
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return f"{clip} {variant} {digest[:16]}"
 
