@@ -6,15 +6,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import struct
 
 from align3r_jax.structs import Array
+from align3r_jax.training.optimizer import Optimizer
 
 
 @struct.dataclass
 class TrainState:
-    """step: () int32 updates done. params; average: exponential moving average; opt_state."""
+    """step: () int32 updates done. params: all parameters. opt_state: of those that train.
+
+    average: exponential moving average of the parameters, all of them: what to evaluate and to
+    export.
+    """
 
     step: Array
     params: Any
@@ -22,7 +26,7 @@ class TrainState:
     opt_state: Any
 
 
-def create(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+def create(params: Any, optimizer: Optimizer) -> TrainState:
     """Returns the state before the first update."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
