@@ -11,6 +11,9 @@ from data.readers.training import SkippedScene, TrainingOptions, TrainingReader,
 # Name -> module of `data.readers` with TRAINING; imported when it is asked for.
 TRAINING_SETS = {
     "sceneflow": "sceneflow",
+    "vkitti2": "vkitti2",
+    "tartanair": "tartanair",
+    "waymo": "waymo",
 }
 
 
