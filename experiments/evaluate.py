@@ -95,10 +95,10 @@ def protocol_from_flags() -> Any:
     """Returns the protocol with what the flags change of it."""
     from align3r_jax.evaluation import protocols
 
-    protocol = protocols.get(PROTOCOL.value, TASK.value, DATASET.value)
+    protocol = protocols.get(PROTOCOL.value, TASK.value, DATASET.value, PRIOR.value)
     if RUNNING.value is not None:
-        other = protocols.get(RUNNING.value, TASK.value, DATASET.value)
-        protocol = dataclasses.replace(protocol, running=other.running)
+        other = protocols.get(RUNNING.value, TASK.value, DATASET.value, PRIOR.value)
+        protocol = dataclasses.replace(protocol, running=other.running, exceptions=other.exceptions)
     reading = {"start": START, "stride": STRIDE, "max_frames": MAX_FRAMES,
                "association": ASSOCIATION}  # fmt: skip
     changed: dict[str, Any] = {

@@ -15,7 +15,7 @@ from absl import logging
 
 from align3r_jax import config as config_lib
 from align3r_jax.errors import UserError
-from align3r_jax.evaluation import methods, predictions, scores
+from align3r_jax.evaluation import methods, predictions, protocols, scores
 from align3r_jax.evaluation.protocols import Protocol
 from align3r_jax.io import atomic, depth_files
 from align3r_jax.io import images as image_files
@@ -172,7 +172,7 @@ def _predict(job: Job, sequence: EvaluationSequence) -> methods.Prediction:
             scalar_first=job.scalar_first,
         )
     originals = np.stack([sequence.load_image(path) for path in sequence.images])
-    running = job.protocol.running
+    running = protocols.of_sequence(job.protocol, sequence.name).running
     networks = job.networks
     if job.stored_prior:
         networks = dataclasses.replace(networks, prior=_StoredPrior(sequence, job.stored_prior))

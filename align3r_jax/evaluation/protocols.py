@@ -70,7 +70,8 @@ class VideoDepthProtocol:
     depth: the fit and the pixels that count; with `depth.disparity` predicted depth is inverted
     first. interpolation: of predictions to the size of the truth. average: over sequences,
     weighted by "pixels" or plain ("sequences").
-    exceptions: data set -> fields (nested like the fields) that differ there.
+    exceptions: where -> fields (nested like the fields) that differ there; where is a data set,
+    "DATASET+PRIOR" (a data set with priors of that family) or "DATASET/SEQUENCE".
     """
 
     source: str
@@ -172,6 +173,9 @@ _ROWS = {"start": 30, "stride": 1, "max_frames": 30, "association": "reference_r
 _ALIGN3R_POSE_SETS: dict[str, dict[str, Any]] = {
     "bonn": {"reading": _ROWS, **_SWIN},
     "tum": {"reading": _ROWS, **_SWIN},
+    "scannet": _SWIN,
+    "sintel+depth_anything": _SWIN,
+    "sintel/temple_3": {"running": {"reconstruct": {"alignment": {"flow_gate": 10.0}}}},
 }
 _SINGLE = DepthProtocol(fit="median", min_depth=0.0, max_depth=None, clip=(None, None))
 _MONST3R_KITTI = {"max_depth": None, "clip": (None, None)}
@@ -311,8 +315,12 @@ PROTOCOLS: dict[str, dict[str, Protocol]] = {
 }  # fmt: skip
 
 
-def get(name: str, task: str, dataset: str) -> Any:
-    """Returns the protocol with the exceptions of the data set applied (and then none left).
+def get(name: str, task: str, dataset: str, prior: str | None = None) -> Any:
+    """Returns the protocol with the exceptions of the data set applied.
+
+    prior: the depth prior if it is not the protocol's ("depth_anything_v2_large",
+    "stored:depthanything"); exceptions for its family apply too. What is left in `exceptions` is
+    sequence -> changes, for `of_sequence`.
 
     Raises UserError if the name or the task is unknown, or the protocol says nothing of the task.
     """
@@ -325,9 +333,30 @@ def get(name: str, task: str, dataset: str) -> Any:
             f"The protocol '{name}' says nothing of {task}; it covers {', '.join(PROTOCOLS[name])}."
         )
     protocol = PROTOCOLS[name][task]
-    return replaced(
-        dataclasses.replace(protocol, exceptions={}), protocol.exceptions.get(dataset, {})
-    )
+    exceptions = protocol.exceptions
+    sequences = {
+        key.removeprefix(f"{dataset}/"): changes
+        for key, changes in exceptions.items()
+        if key.startswith(f"{dataset}/")
+    }
+    protocol = dataclasses.replace(protocol, exceptions=sequences)
+    protocol = replaced(protocol, exceptions.get(dataset, {}))
+    for key, changes in exceptions.items():
+        there, _, family = key.partition("+")
+        if family and there == dataset and _plain(prior or "").startswith(_plain(family)):
+            protocol = replaced(protocol, changes)
+    return protocol
+
+
+def of_sequence(protocol: _T, name: str) -> _T:
+    """Returns what `get` gave, as it is for one sequence; no exceptions are left."""
+    changes = protocol.exceptions.get(name, {})  # type: ignore[attr-defined]
+    return replaced(dataclasses.replace(protocol, exceptions={}), changes)  # type: ignore[type-var]
+
+
+def _plain(prior: str) -> str:
+    """The name of a prior as data sets spell it for stored files: depthanything."""
+    return prior.removeprefix("stored:").replace("_", "")
 
 
 def replaced(value: _T, changes: Mapping[str, Any]) -> _T:
