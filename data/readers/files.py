@@ -164,6 +164,27 @@ def priors(pictures: Sequence[Path], layout: str) -> Callable[[str], tuple[Path,
     return lambda name: tuple(prior_files.prior_path(path, name, layout) for path in pictures)
 
 
+def number_table(path: Path, columns: int, *, header: int = 0) -> np.ndarray:
+    """Returns the numbers of a text file, (N, columns) float64, after `header` lines.
+
+    Raises UserError if it is unreadable, empty, or a line is something else.
+    """
+    try:
+        lines = path.read_text().splitlines()[header:]
+        table = np.loadtxt(lines, ndmin=2) if any(map(str.strip, lines)) else np.zeros((0, columns))
+    except (OSError, ValueError) as error:
+        reason = str(error).split(";")[0]  # the rest is advice on NumPy
+        raise UserError(
+            f"'{path}' holds no table of numbers that can be read ({reason})."
+        ) from error
+    if len(table) == 0 or table.shape[1] != columns or not np.isfinite(table).all():
+        raise UserError(
+            f"'{path}' holds {table.shape[0]} lines of {table.shape[1]} numbers; expected finite "
+            f"numbers, {columns} in every line."
+        )
+    return table
+
+
 def repeat(matrix: np.ndarray, count: int) -> np.ndarray:
     """One matrix for all frames: (T, ...) float64."""
     return np.repeat(np.asarray(matrix, np.float64)[None], count, axis=0)

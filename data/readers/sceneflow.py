@@ -103,7 +103,7 @@ def scenes(root: Path, options: TrainingOptions) -> tuple[list[TrainingScene], l
         read, failed = training_frames.gather(named, functools.partial(_scene, options))
         found += read
         skipped += failed
-    return found, skipped + absent if found or skipped else []
+    return found, (skipped + absent if found or skipped else [])
 
 
 def _sides(root: Path, part: _Part, split: str) -> list[_Side]:

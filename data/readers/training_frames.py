@@ -146,6 +146,12 @@ def _load(
     image = images.load_image(picture)
     shape = (image.shape[0], image.shape[1])
     camera = np.array(intrinsics[index])
+    cx, cy = camera[:2, 2]
+    if not (0 <= cx <= shape[1] - 1 and 0 <= cy <= shape[0] - 1):
+        raise UserError(
+            f"'{picture}' is {shape} (height, width), but the principal point of its camera is "
+            f"({cx:g}, {cy:g}): this is not the picture as it was published."
+        )
     depth = usable(read_depth(depth_folder / depths[index], camera), far)
     prior_depth = prior_focal = None
     if prior is not None:
