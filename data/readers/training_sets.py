@@ -6,6 +6,7 @@ import importlib
 from pathlib import Path
 
 from align3r_jax.errors import UserError
+from data.prepare import settings
 from data.readers.training import SkippedScene, TrainingOptions, TrainingReader, TrainingScene
 
 # Name -> module of `data.readers` with TRAINING; imported when it is asked for.
@@ -13,8 +14,12 @@ TRAINING_SETS = {
     "sceneflow": "sceneflow",
     "vkitti2": "vkitti2",
     "tartanair": "tartanair",
+    "spring": "spring",
+    "pointodyssey": "pointodyssey_training",
     "waymo": "waymo",
+    "records": "records",
 }
+_PREPARED = "records"
 
 
 def reader(name: str) -> TrainingReader:
@@ -46,6 +51,11 @@ def scenes(
     root = Path(root).expanduser()
     if not root.is_dir():
         raise UserError(f"The folder '{root}' of the training set {name} does not exist.")
+    if name != _PREPARED and (root / settings.FILE).is_file():
+        raise UserError(
+            f"'{root}' was written by experiments.prepare_data: read it as '{_PREPARED}', not as "
+            f"'{name}'."
+        )
     found, skipped = chosen.scenes(root, options)
     if found:
         return found, skipped
