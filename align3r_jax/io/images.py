@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from align3r_jax.errors import UserError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})
+_PICTURE, _MASK = "_rgb.jpg", "_mask.png"  # of one prepared training frame
 
 
 def natural_key(text: str) -> list[str | int]:
@@ -30,7 +31,8 @@ def is_glob(path: str | Path) -> bool:
 def list_images(path: str | Path | Sequence[str | Path]) -> list[Path]:
     """Returns the pictures of a folder or a glob in natural order, or a given list as it stands.
 
-    Hidden files and files of other kinds are left out of folders and globs.
+    Hidden files, files of other kinds and the masks of prepared training frames (ID_mask.png
+    beside ID_rgb.jpg) are left out of folders and globs.
     Raises UserError if the folder is missing or holds no pictures, or a listed file is missing.
     """
     if isinstance(path, (str, Path)):
@@ -45,6 +47,7 @@ def list_images(path: str | Path | Sequence[str | Path]) -> list[Path]:
             candidates = list(folder.iterdir())
             where = f"The folder '{path}' holds"
         found = [candidate for candidate in candidates if _is_image(candidate)]
+        found = _without_masks(found)
         if not found:
             raise UserError(f"{where} no pictures ({', '.join(sorted(SUFFIXES))}).")
         return sorted(found, key=lambda image: natural_key(str(image)))
@@ -81,6 +84,16 @@ def load_image(path: str | Path) -> np.ndarray:
         raise
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise UserError(f"The picture '{path}' cannot be read ({error}).") from error
+
+
+def _without_masks(pictures: list[Path]) -> list[Path]:
+    there = set(pictures)
+    return [
+        path
+        for path in pictures
+        if not path.name.endswith(_MASK)
+        or path.with_name(path.name.removesuffix(_MASK) + _PICTURE) not in there
+    ]
 
 
 def _is_image(path: Path) -> bool:

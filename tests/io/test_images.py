@@ -129,3 +129,10 @@ def test_bad_pictures_get_a_sentence(tmp_path):
     (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
     with pytest.raises(UserError, match=r"cut\.png' cannot be read"):
         images.load_image(tmp_path / "cut.png")
+
+
+def test_masks_of_prepared_frames_are_no_frames(tmp_path):
+    for name in ("00_rgb.jpg", "00_mask.png", "01_mask.png"):
+        Image.fromarray(RGB).save(tmp_path / name)
+    listed = [path.name for path in images.list_images(tmp_path)]
+    assert listed == ["00_rgb.jpg", "01_mask.png"]  # the second has no picture beside it
