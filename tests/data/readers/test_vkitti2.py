@@ -163,3 +163,19 @@ def test_lost_depth_and_wrong_depth(two):
     (folder / "depth_00002.png").unlink()
     skipped = read(two)[1]
     assert "1 of 4 frames have no depth map" in skipped[0].reason and len(skipped) == 1
+
+
+def test_priors_lie_beside_the_pictures(two, cameras):
+    """Of raw sets too: all frames of a scene have the prior, or the scene is left out."""
+    for number, camera in enumerate(cameras):
+        for k, depth in enumerate(camera.depth):
+            folder = two / "Scene01/fog/frames/rgb" / f"Camera_{number}"
+            path = folder / f"rgb_{k:05d}_pred_depth_depthpro.npz"
+            np.savez(path, depth=depth / 2, focallength_px=np.float32(33))
+    found, skipped = read(two, prior="depthpro")
+    assert [scene.name for scene in found] == ["Scene01_fog_left", "Scene01_fog_right"]
+    assert [scene.name for scene in skipped] == ["Scene01_clone_left", "Scene01_clone_right"]
+    assert "4 of 4 frames have no prior 'depthpro'" in skipped[0].reason
+    frame = checks.assert_scene(found[1], cameras[1], depth=1e-3, images=False)[2]
+    np.testing.assert_array_equal(frame.prior_depth, cameras[1].depth[2] / 2)
+    assert frame.prior_focal == 33
