@@ -9,8 +9,9 @@
 
 Writes OUTPUT/sequences/NAME.json (finished ones are not computed again), plots/, summary.json and
 table.{md,tex,html}. Sequences that fail are named in the table, the others go on; the exit code
-is then 1. Several processes share the work with --shard=1/4 ... --shard=4/4, one per device
-(CUDA_VISIBLE_DEVICES); whichever is last finds all results and writes the whole table.
+is then 1. --devices=all deals the sequences out to the devices of the machine; several processes
+(on several machines with one file system) share them with --shard=1/4 ... --shard=4/4, and
+whichever is last finds all results and writes the whole table.
 docs/evaluation.md says what the protocols are and how to give files of one's own.
 """
 
@@ -21,7 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import flags, logging
+from absl import flags
 from tqdm import tqdm
 
 from align3r_jax.errors import UserError
@@ -75,6 +76,9 @@ ITERATIONS = flags.DEFINE_integer("iterations", None, "Of the alignment, instead
                                   lower_bound=1)  # fmt: skip
 ASSOCIATION = flags.DEFINE_enum(
     "association", None, ["stamps", "position", "reference_rows"], "Of Bonn and TUM, instead."
+)
+DEVICES = flags.DEFINE_string(
+    "devices", "1", "How many devices of this process share the sequences, a thread each; or all."
 )
 SHARD = flags.DEFINE_string("shard", "1/1", "k/n: of n processes this is the k-th, from 1.")
 PLOTS = flags.DEFINE_bool("plots", True, "Draw error maps, delta curves and paths.")
@@ -192,7 +196,9 @@ def parse_shard(text: str) -> tuple[int, int]:
 def main(argv: Sequence[str]) -> int:
     del argv
     index, shards = parse_shard(SHARD.value)
-    from experiments import evaluation_report, evaluation_run
+    from experiments import evaluation_devices, evaluation_report, evaluation_run
+
+    devices = evaluation_devices.chosen(DEVICES.value)
 
     protocol = protocol_from_flags()
     stored = (PRIOR.value or "").partition(":")
@@ -214,13 +220,9 @@ def main(argv: Sequence[str]) -> int:
     openers = sequence_openers(protocol)[: MAX_SEQUENCES.value or None]
     records: dict[str, dict[str, Any]] = {}
     failed = False
-    progress = tqdm(openers[index - 1 :: shards], desc="sequences")
-    for name, opener in progress:
-        record = evaluation_run.kept(job, name)
-        if record is None:
-            record = evaluation_run.evaluate(job, name, opener)
-        else:
-            logging.info("%s: taken from an earlier run", name)
+    mine = openers[index - 1 :: shards]
+    done = evaluation_devices.run(job, mine, devices, evaluation_run.kept_or_evaluated)
+    for name, record in tqdm(done, desc="sequences", total=len(mine)):
         records[name] = record
         if "failed" in record:
             failed = True

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
@@ -95,6 +96,17 @@ def kept(job: Job, name: str) -> dict[str, Any] | None:
     return None if record is None or "failed" in record else record
 
 
+def kept_or_evaluated(
+    job: Job, name: str, open_sequence: Callable[[], EvaluationSequence | FailedSequence]
+) -> dict[str, Any]:
+    """Returns what an earlier run finished, else what `evaluate` finds."""
+    record = kept(job, name)
+    if record is None:
+        return evaluate(job, name, open_sequence)
+    logging.info("%s: taken from an earlier run", name)
+    return record
+
+
 def evaluate(
     job: Job, name: str, open_sequence: Callable[[], EvaluationSequence | FailedSequence]
 ) -> dict[str, Any]:
@@ -157,6 +169,7 @@ def _score(job: Job, sequence: EvaluationSequence) -> dict[str, Any]:
         "last_frame": sequence.images[-1].name,
         "notes": [*sequence.notes, *prediction.limits],
         "method": prediction.facts,
+        "device": _device(),
         "pictures": pictures,
     }
 
@@ -227,6 +240,12 @@ def _write_prediction(
         for name, mask in zip(names, prediction.dynamic_mask):
             picture = preview.encode_png(mask.astype(np.uint8) * 255)
             (folder / "dynamic_mask" / f"{name}.png").write_bytes(picture)
+
+
+def _device() -> str:
+    """Where this thread computes, "cpu:0"."""
+    (device,) = jnp.zeros(()).devices()
+    return f"{device.platform}:{device.id}"
 
 
 def _plain(value: Any) -> Any:
