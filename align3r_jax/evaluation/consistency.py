@@ -4,7 +4,8 @@ TAE = 1 / (2 (T - 1)) sum over k of AbsRel(f(d_k, p_k), d_k+1) + AbsRel(f(d_k+1,
 the temporal alignment error of Video Depth Anything (Chen et al., CVPR 2025, section 4): f carries
 a depth map to the neighbouring frame with the true camera motion p and the true intrinsics,
 AbsRel(a, b) = mean |a - b| / b over the pixels that count. The depth must be in the unit of the
-poses, so predictions are first fitted to the truth (`depth.align`).
+poses, so predictions are first fitted to the truth (`depth.align`). The mean is over the
+directions that have a pixel; tables of that paper hold 100 TAE.
 
 Which pixels count is not said in the paper; here:
 
