@@ -14,17 +14,32 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from align3r_jax.errors import UserError
 from align3r_jax.io import cameras_json, colmap, images, nerfstudio, trajectory
 from align3r_jax.io.camera_file import CameraFile
-from align3r_jax.structs import Frames
 
 _COLMAP_FILES = ("cameras.bin", "cameras.txt", "images.bin", "images.txt")
 _RESULT_TRAJECTORY, _RESULT_INTRINSICS = "pred_traj.txt", "pred_intrinsics_original.txt"
+
+
+class NamedFrames(Protocol):
+    """What cameras are matched to, e.g. `structs.Frames`: unique names, times in seconds."""
+
+    @property
+    def num_frames(self) -> int:
+        """T."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """(T,)."""
+
+    @property
+    def times(self) -> Any:
+        """(T,)."""
 
 
 class FrameCameras(NamedTuple):
@@ -62,7 +77,7 @@ def read_cameras(path: str | Path) -> CameraFile:
     return _read_rows(path, text)
 
 
-def match(file: CameraFile, frames: Frames) -> FrameCameras:
+def match(file: CameraFile, frames: NamedFrames) -> FrameCameras:
     """Returns the file's cameras in the order of the frames; frames without one are unknown.
 
     By name: the stem of the picture, with as much of its folder as the frame's name has; else the
@@ -155,7 +170,7 @@ def _read_rows(path: Path, text: str) -> CameraFile:
     raise UserError(f"'{path}' holds no cameras ({columns} columns in its first line); {_known()}")
 
 
-def _by_name(file: CameraFile, frames: Frames, notes: list[str]) -> np.ndarray:
+def _by_name(file: CameraFile, frames: NamedFrames, notes: list[str]) -> np.ndarray:
     assert file.names is not None
     given = [_without_suffix(Path(name)) for name in file.names]
     found = [
@@ -183,7 +198,7 @@ def _by_name(file: CameraFile, frames: Frames, notes: list[str]) -> np.ndarray:
     return _in_order(file, frames, notes, f"'{file.names[0]}' is not the name of a frame")
 
 
-def _by_index(file: CameraFile, frames: Frames) -> np.ndarray:
+def _by_index(file: CameraFile, frames: NamedFrames) -> np.ndarray:
     assert file.indices is not None
     wanted = [int(name) if name.isdecimal() else None for name in frames.names]
     if None in wanted:
@@ -197,7 +212,7 @@ def _by_index(file: CameraFile, frames: Frames) -> np.ndarray:
     return chosen
 
 
-def _by_time(file: CameraFile, frames: Frames, notes: list[str]) -> np.ndarray:
+def _by_time(file: CameraFile, frames: NamedFrames, notes: list[str]) -> np.ndarray:
     assert file.times is not None
     given, clock = np.asarray(file.times, np.float64), np.asarray(frames.times, np.float64)
     if all(name.count(".") == 1 and name.replace(".", "").isdecimal() for name in frames.names):
@@ -216,7 +231,7 @@ def _by_time(file: CameraFile, frames: Frames, notes: list[str]) -> np.ndarray:
     return _in_order(file, frames, notes, reason)
 
 
-def _in_order(file: CameraFile, frames: Frames, notes: list[str], reason: str) -> np.ndarray:
+def _in_order(file: CameraFile, frames: NamedFrames, notes: list[str], reason: str) -> np.ndarray:
     if file.count != frames.num_frames:
         raise UserError(
             f"The {file.count} cameras ({file.format}) cannot be matched to the "

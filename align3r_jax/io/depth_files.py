@@ -128,13 +128,27 @@ def write_depth(
 
 
 def find_depth_files(source: str | Path, names: Sequence[str]) -> list[Path]:
-    """Returns one depth file per frame, from a folder or a glob.
+    """Returns one depth file per frame as `match_depth_files`; UserError if frames have none."""
+    matched = match_depth_files(source, names)
+    lacking = [name for name, path in zip(names, matched) if path is None]
+    if lacking:
+        raise UserError(
+            f"'{source}' holds no depth map named after {len(lacking)} of {len(names)} frames, the "
+            f"first '{lacking[0]}' (expected '{lacking[0]}.npz', "
+            f"'{lacking[0]}_pred_depth_depthpro.npz' or .npy, .pfm, .png, .exr). Name them after "
+            "the frames or give exactly one per frame."
+        )
+    return [path for path in matched if path is not None]
+
+
+def match_depth_files(source: str | Path, names: Sequence[str]) -> list[Path | None]:
+    """Returns the depth file of every frame, None where there is none, from a folder or a glob.
 
     By name first: for frame `shot7` the files `shot7_pred_depth_depthpro.npz`,
     `shot7_pred_depth_depthanything.npz`, `shot7_depth.npz`, `shot7.npz` or the same with .npy,
     .pfm, .png, .exr (a glob chooses where there are several kinds). If no frame is found by its
     name and there are as many files as frames, they are matched in natural order.
-    Raises UserError if the folder is missing or frames have no file.
+    Raises UserError if the folder is missing or holds no depth maps.
     """
     if images.is_glob(source):
         pattern = Path(source).expanduser()
@@ -161,17 +175,9 @@ def find_depth_files(source: str | Path, names: Sequence[str]) -> list[Path]:
         next((by_name[key] for end in candidates if (key := (name + end).lower()) in by_name), None)
         for name in names
     ]
-    if all(matched):
-        return [path for path in matched if path is not None]
     if not any(matched) and len(found) == len(names):
-        return found
-    lacking = [name for name, path in zip(names, matched) if path is None]
-    raise UserError(
-        f"'{source}' holds {len(found)} depth maps for {len(names)} frames, and none named after "
-        f"{len(lacking)} of them, the first '{lacking[0]}' (expected '{lacking[0]}.npz', "
-        f"'{lacking[0]}_pred_depth_depthpro.npz' or .npy, .pfm, .png, .exr). Name them after the "
-        "frames or give exactly one per frame."
-    )
+        return list(found)
+    return matched
 
 
 def read_depth_folder(
