@@ -2,9 +2,9 @@
 
     OUTPUT/SPLIT/SCENE/ID_rgb.jpg  ID_depth.pfm  ID_mask.png  ID_metadata.npz
 
-`camera_pose` is world_from_cam with OpenCV axes. PointOdyssey's is the inverse of it with the
-world turned by diag(1, -1, -1, 1), which is what loaders of the published folder undo; Spring's
-is not the mistaken one of the published folder. Depth is 0 where the mask is.
+`camera_pose` is world_from_cam with OpenCV axes. PointOdyssey's is cam_from_world diag(1, -1, -1,
+1), which is what loaders of the published folder undo; Spring's is right, not the mistaken one of
+the published folder. Depth is 0 where the mask is.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy as np
 
 from align3r_jax.io import atomic, pfm, prior_files
 from data.prepare import frame_record
+from data.readers import poses
 from data.readers.training import TrainingFrame, TrainingScene
 
-_FLIP = np.diag([1.0, -1.0, -1.0, 1.0])
 _METADATA = "_metadata.npz"  # written last: a frame that has it is complete
 _ENDINGS = ("_rgb.jpg", "_depth.pfm", "_mask.png", _METADATA)
 
@@ -25,13 +25,8 @@ _ENDINGS = ("_rgb.jpg", "_depth.pfm", "_mask.png", _METADATA)
 def stored_pose(dataset: str, world_from_cam: np.ndarray) -> np.ndarray:
     """Returns what `camera_pose` of a data set holds, (4, 4)."""
     if dataset == "pointodyssey":
-        return np.linalg.inv(_FLIP @ world_from_cam)
+        return poses.processed_pointodyssey(np.linalg.inv(world_from_cam))
     return world_from_cam
-
-
-def pointodyssey_pose(camera_pose: np.ndarray) -> np.ndarray:
-    """world_from_cam of a stored pose of PointOdyssey; inverse of `stored_pose`."""
-    return _FLIP @ np.linalg.inv(camera_pose)
 
 
 def file_name(frame: str) -> str:

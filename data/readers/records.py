@@ -15,7 +15,7 @@ from typing import Any
 
 from align3r_jax.errors import UserError
 from data.prepare import frame_record, index, processed_files, settings
-from data.readers import processed_training
+from data.readers import poses, processed_training
 from data.readers.training import (
     SkippedScene,
     TrainingFrame,
@@ -131,7 +131,7 @@ def _folders(
     """Scenes of format=processed; priors may have been added since."""
     pose = processed_training.as_stored
     if chosen.dataset == "pointodyssey":
-        pose = processed_files.pointodyssey_pose
+        pose = poses.from_processed_pointodyssey
     listed, skipped = [], []
     for entry in found.scenes:
         folder = root / options.split / entry.name

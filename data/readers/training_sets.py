@@ -51,10 +51,12 @@ def scenes(
     root = Path(root).expanduser()
     if not root.is_dir():
         raise UserError(f"The folder '{root}' of the training set {name} does not exist.")
-    if name != _PREPARED and (root / settings.FILE).is_file():
+    # Its conventions are not those of the folders that the readers know by their looks.
+    by_us = [folder for folder in (root, root.parent) if (folder / settings.FILE).is_file()]
+    if name != _PREPARED and by_us:
         raise UserError(
-            f"'{root}' was written by experiments.prepare_data: read it as '{_PREPARED}', not as "
-            f"'{name}'."
+            f"'{by_us[0]}' was written by experiments.prepare_data: read it as '{_PREPARED}', "
+            f"not as '{name}'."
         )
     found, skipped = chosen.scenes(root, options)
     if found:
