@@ -45,15 +45,26 @@ def training_view(
     )
     maps = {"depth": frame.depth}
     if frame.prior_depth is not None:
-        maps["prior"] = preprocess.normalised_pointmap(frame.prior_depth)
+        height, width = frame.prior_depth.shape
+        maps["prior"] = frame.prior_depth
+        # Which pixel of the picture a pixel of the view shows; broadcast, so these cost nothing.
+        maps["row"] = np.broadcast_to(np.arange(height)[:, None], (height, width))
+        maps["column"] = np.broadcast_to(np.arange(width), (height, width))
     view = train_crop.crop_view(train_crop.View(frame.image, maps, frame.intrinsics), target, draw)
     image = view.image
     if options.colours is not None:
         drawn = augment.draw_colours(colour_generator, options.colours)
         image = augment.apply_colours(image, drawn)
-    stored = TrainingView(
-        image, view.maps["depth"], view.intrinsics, view.maps.get("prior"), portrait=False
-    )
+    prior_points = None
+    if frame.prior_depth is not None:
+        prior_points = preprocess.pixels_of_pointmap(
+            view.maps["prior"],
+            view.maps["row"][:, 0],
+            view.maps["column"][0],
+            frame.prior_depth.shape,
+            *preprocess.pointmap_bounds(frame.prior_depth),
+        )
+    stored = TrainingView(image, view.maps["depth"], view.intrinsics, prior_points, portrait=False)
     return stored if view.shape == tuple(target) else _landscape(stored)
 
 

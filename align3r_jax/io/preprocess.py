@@ -92,17 +92,58 @@ def normalised_pointmap(depth: np.ndarray, focal: float = 1.0) -> np.ndarray:
     the files carry one.
     """
     height, width = depth.shape
+    low, high = pointmap_bounds(depth, focal)
+    return pixels_of_pointmap(
+        depth, np.arange(height), np.arange(width), (height, width), low, high, focal
+    )
+
+
+def pointmap_bounds(depth: np.ndarray, focal: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Returns minimum and maximum (3,) float32 of the points of `normalised_pointmap`.
+
+    They are those of a column's or row's extreme depths: (u - Wd/2) Z/f is monotonous in Z, in
+    floating point too. Infinite where no depth is known.
+    """
+    known = np.isfinite(depth)
+    near, far = np.where(known, depth, np.inf), np.where(known, depth, -np.inf)
+    axes = []
+    for axis, size in ((0, depth.shape[1]), (1, depth.shape[0])):
+        ends = np.stack([near.min(axis), far.max(axis)]).astype(np.float64)
+        seen = np.isfinite(ends[0])
+        ends = ends[:, seen]
+        axes.append((np.arange(size) - size / 2)[seen] * ends / focal)
+    axes.append(ends)
+    low = [values.min(initial=np.inf) for values in axes]
+    high = [values.max(initial=-np.inf) for values in axes]
+    return np.array(low, np.float32), np.array(high, np.float32)
+
+
+def pixels_of_pointmap(
+    depth: np.ndarray,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    shape: tuple[int, int],
+    low: np.ndarray,
+    high: np.ndarray,
+    focal: float = 1.0,
+) -> np.ndarray:
+    """Returns `normalised_pointmap` at rows (H,) and columns (W,) of a map of `shape`.
+
+    depth: (H, W), at those pixels. low, high: `pointmap_bounds` of the whole map.
+    Returns (H, W, 3) float32.
+    """
     known = np.isfinite(depth)
     if not known.any():
-        return np.zeros((height, width, 3), np.float32)
+        return np.zeros((*depth.shape, 3), np.float32)
     z = np.where(known, depth, 0).astype(np.float64)
-    x = (np.arange(width) - width / 2)[None, :] * z / focal
-    y = (np.arange(height) - height / 2)[:, None] * z / focal
-    points = np.stack([x, y, z], axis=-1).astype(np.float32)
-    low = points.min(axis=(0, 1), where=known[..., None], initial=np.inf)
-    high = points.max(axis=(0, 1), where=known[..., None], initial=-np.inf)
-    span = np.where(high == low, np.float32(1), high - low)
-    return np.where(known[..., None], (points - low) / span, np.float32(0))
+    points = np.empty((*depth.shape, 3), np.float32)
+    points[..., 0] = (columns - shape[1] / 2)[None, :] * z / focal
+    points[..., 1] = (rows - shape[0] / 2)[:, None] * z / focal
+    points[..., 2] = z
+    points -= low
+    points /= np.where(high == low, np.float32(1), high - low)
+    points[~known] = 0
+    return points
 
 
 def pointmap_to_working(pointmap: np.ndarray, size: WorkingSize) -> np.ndarray:
