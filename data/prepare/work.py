@@ -8,8 +8,10 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection
 from typing import Generic, NamedTuple, TypeVar
 
 import cv2
@@ -78,7 +80,8 @@ def outcomes(
     try:
         waiting: collections.deque = collections.deque()
         for place in todo:
-            waiting.append(pool.submit(_work_here, place))
+            with _deaf_to_interrupts():  # may start a process
+                waiting.append(pool.submit(_work_here, place))
             if len(waiting) >= _AHEAD * workers:
                 yield waiting.popleft().result()
         while waiting:
@@ -102,11 +105,33 @@ def usable_cores() -> int:
 _mine: tuple[Sequence[TrainingScene], Job, int] | None = None  # of a worker process
 
 
+@contextlib.contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """What is started meanwhile never sees Ctrl-C, not even before its own first line."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may say so
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _begin(scenes: Sequence[TrainingScene], job: Job, size: int) -> None:
     global _mine
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the main process ends us
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     cv2.setNumThreads(0)
     _mine = scenes, job, size
+
+
+def _end_with_parent() -> None:
+    """A main process that was killed cannot end us, and we would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 def _work_here(place: Place) -> Outcome:
