@@ -8,7 +8,7 @@ TensorFlow Datasets as well; `--format=processed` writes the four files per fram
 preparation (docs/training_data.md). An interrupted run, killed or not, goes on with the same
 command and ends with the same files. Frames and scenes that cannot be used are left out and listed
 with the reason in OUTPUT/manifest.json. `--check` lists scenes and problems and writes nothing;
-its exit code is 1 if a folder of your own has problems.
+its exit code is 1 if a folder of your own has errors.
 """
 
 from __future__ import annotations
@@ -128,15 +128,16 @@ def _prepare(split: str, root: Path, output: Path) -> None:
 
 
 def _check(root: Path) -> int:
-    """Lists scenes; returns 1 if a folder of one's own has problems."""
+    """Lists scenes; returns 1 if a folder of one's own has errors."""
     if DATASET.value == "folder":
         from data.readers import own_folder
 
         problems = own_folder.validate(root)
         for problem in problems:
             print(problem)
-        if problems:
-            print(f"{len(problems)} problems in {root}.")
+        errors = sum(not problem.warning for problem in problems)
+        print(f"{errors} errors, {len(problems) - errors} warnings in {root}.")
+        if errors:
             return 1
     for split in dict.fromkeys(SPLIT.value):
         options = training.TrainingOptions(split, PRIOR.value, PARITY.value, VARIANT.value)

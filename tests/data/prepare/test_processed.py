@@ -110,6 +110,10 @@ def test_processed_then_priors_then_records(folder, tmp_path):
         prior_files.write_prior(prior_files.prior_path(path, "depthpro"), depth + 1, focal)
     (folder_scene, *_), _ = records.scenes(output, TrainingOptions(prior="depthpro"))
     flags = ["--dataset=records", f"--root={output}", "--workers=0", "--size=0"]
+    (tmp_path / "mine" / "walk" / "images").mkdir(parents=True)
+    for name in ("a", "b"):
+        picture = np.zeros((24, 32, 3), np.uint8)
+        assert cv2.imwrite(str(tmp_path / "mine" / "walk" / "images" / f"{name}.png"), picture)
     results = run_cases("prepare_data", [
         [*flags, f"--output={tmp_path}/rec", "--prior=depthpro", "--image=png"],
         [*flags, f"--output={tmp_path}/rec", "--prior=depthpro", "--image=png"],
@@ -120,15 +124,17 @@ def test_processed_then_priors_then_records(folder, tmp_path):
         [*flags, f"--output={tmp_path}/o", "--split=val"],
         [*flags, "--check"],
         flags,
+        ["--dataset=folder", f"--root={tmp_path}/mine", "--check"],
     ])  # fmt: skip
     codes = [code for code, _, _ in results]
-    assert codes == [0, 0, 2, 2, 2, 2, 2, 0, 2], results
+    assert codes == [0, 0, 2, 2, 2, 2, 2, 0, 2, 1], results
     assert "train: 2 scenes, 6 frames" in results[0][1]
     for (_, _, said), words in zip(results[2:7], (
         "other settings", "no prior 'depthanything'", "lies within", "no effect", "--split=val",
     )):  # fmt: skip
         assert words in said, said
     assert "train  part/01  3 frames" in results[7][1] and "--output=FOLDER" in results[8][2]
+    assert "walk" in results[9][1] and " errors, " in results[9][1]
     found, _ = records.scenes(tmp_path / "rec", TrainingOptions(prior="depthpro"))
     assert [scene.dataset for scene in found] == ["fake", "fake"]
     np.testing.assert_array_equal(found[1].pairs, [[0, 1]])  # (1, 2) and (2, 3) lost frame 2
