@@ -17,6 +17,7 @@ TRAINING_SETS = {
     "spring": "spring",
     "pointodyssey": "pointodyssey_training",
     "waymo": "waymo",
+    "folder": "own_folder",
     "records": "records",
 }
 _PREPARED = "records"
