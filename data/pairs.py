@@ -123,7 +123,7 @@ class PairTable:
     ):
         self.rule, self._seed = rule, seed
         self._frames = np.asarray(frames, np.int64).reshape(-1)
-        self._kept: np.ndarray | None = None  # (strides,): of each, after thinning
+        self._kept: np.ndarray | None = None  # of each stride, after thinning
         if isinstance(rule, Window):
             reach = np.minimum(rule.reach, np.maximum(self._frames - 1, 0))
             counts = reach * self._frames - reach * (reach + 1) // 2
@@ -134,28 +134,26 @@ class PairTable:
                 self._kept = resampled_counts(self._found, rule.weights)
         else:
             self._listed, counts = _checked(self._frames, prescribed)
-        self._ends = np.cumsum(counts.reshape(-1))  # of (stride and) scene, one after another
-        self._group_ends = None if self._kept is None else np.cumsum(self._kept)
+        self._bounds = _bounds(counts)  # of (stride and) scene, one after another
+        self._kept_bounds = None if self._kept is None else _bounds(self._kept)
 
     def __len__(self) -> int:
-        ends = self._ends if self._group_ends is None else self._group_ends
-        return int(ends[-1]) if ends.size else 0
+        return int((self._bounds if self._kept_bounds is None else self._kept_bounds)[-1])
 
     @property
     def pairs_per_scene(self) -> np.ndarray:
         """(S,) int64, before thinning."""
-        counts = np.diff(self._ends, prepend=0)
-        return counts.reshape(-1, len(self._frames)).sum(axis=0)
+        return np.diff(self._bounds).reshape(-1, len(self._frames)).sum(axis=0)
 
     def lookup(self, numbers: np.ndarray) -> Pairs:
         """Returns the pairs of numbers (K,) in 0 ... len - 1. Raises ValueError outside of it."""
         numbers = np.asarray(numbers, np.int64)
         if numbers.size and (numbers.min() < 0 or numbers.max() >= len(self)):
             raise ValueError(f"Pair numbers must lie in 0 ... {len(self) - 1}.")
-        if self._group_ends is not None:
-            numbers = self._among_all(numbers)
-        group = np.searchsorted(self._ends, numbers, side="right")
-        within = numbers - np.concatenate([[0], self._ends])[group]
+        if self._kept_bounds is not None:
+            numbers = self._among_all(numbers, self._kept_bounds)
+        group = np.searchsorted(self._bounds, numbers, side="right") - 1
+        within = numbers - self._bounds[group]
         if isinstance(self.rule, Window):
             first, second = _window_pair(self._frames[group], self.rule.reach, within)
             return Pairs(group, first, second)
@@ -166,12 +164,17 @@ class PairTable:
         first, second = self._listed[numbers].T
         return Pairs(group, first, second)
 
-    def _among_all(self, numbers: np.ndarray) -> np.ndarray:
+    def _among_all(self, numbers: np.ndarray, kept_bounds: np.ndarray) -> np.ndarray:
         """From numbers after thinning to numbers before: a fixed random subset of every stride."""
-        stride = np.searchsorted(self._group_ends, numbers, side="right")
-        within = numbers - np.concatenate([[0], self._group_ends])[stride]
+        stride = np.searchsorted(kept_bounds, numbers, side="right") - 1
+        within = numbers - kept_bounds[stride]
         chosen = shuffle.permuted(within, self._found[stride], shuffle.key(self._seed, stride))
-        return chosen + np.concatenate([[0], np.cumsum(self._found)])[stride]
+        return chosen + _bounds(self._found)[stride]
+
+
+def _bounds(counts: np.ndarray) -> np.ndarray:
+    """(K + 1,): where each of K groups begins, and the end."""
+    return np.concatenate([[0], np.cumsum(counts.reshape(-1))]).astype(np.int64)
 
 
 def _weights(name: str, count: int) -> np.ndarray:

@@ -103,6 +103,10 @@ def test_a_hundred_thousand_scenes_cost_milliseconds():
         assert len(table) > 10**7
         assert (found.second < frames[found.scene]).all() and (found.first >= 0).all()
         assert (found.second > found.first).all()
+        started = time.process_time()
+        for number in numbers[:200]:
+            table.lookup(number[None])
+        assert time.process_time() - started < 0.2  # one by one, as samples are loaded
 
 
 def test_rules_by_name():
