@@ -91,6 +91,10 @@ def _scene(name: str, folder: Path) -> list[Problem]:
     depths: Sequence[Path | None] = []
     try:
         depths = own_folder_files.depth_of(folder, pictures)
+        if not any(
+            d and d.name.lower().startswith(p.stem.lower()) for d, p in zip(depths, pictures)
+        ):
+            found.warn("depth maps are taken in order: none is named after its picture")
     except UserError as error:
         found.error(error)
     cameras = None

@@ -155,6 +155,15 @@ def test_intrinsics_of_another_size(tmp_path):
         scenes(tmp_path)
 
 
+def test_depth_in_order(tmp_path):
+    write(tmp_path / "a", WORLD)
+    for k in range(len(WORLD.depth)):
+        (tmp_path / "a" / "depth" / f"f{k}.npy").rename(tmp_path / "a" / "depth" / f"z{k}.npy")
+    checks.assert_scene(scenes(tmp_path)[0][0], WORLD)
+    (problem,) = own_folder.validate(tmp_path)
+    assert problem.warning and "taken in order" in problem.text
+
+
 def test_splits_and_priors(tmp_path):
     write(tmp_path / "train" / "a", WORLD)
     write(tmp_path / "test" / "b", WORLD)
