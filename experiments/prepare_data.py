@@ -144,8 +144,8 @@ def _check(root: Path) -> int:
         scenes, skipped = training_sets.scenes(DATASET.value, root, options)
         for scene in scenes:
             print(f"{split}  {scene.name}  {scene.num_frames} frames")
-        for scene in skipped:
-            print(f"{split}  {scene.name}  skipped: {scene.reason}")
+        for left_out in skipped:
+            print(f"{split}  {left_out.name}  skipped: {left_out.reason}")
         frames = sum(scene.num_frames for scene in scenes)
         print(f"{split}: {len(scenes)} scenes, {frames} frames, {len(skipped)} scenes skipped.")
     return 0

@@ -21,6 +21,7 @@ TensorFlow Datasets is needed, TensorFlow is not.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import io
 import math
 from typing import Any, NamedTuple
@@ -46,6 +47,16 @@ class Encoding(NamedTuple):
     def of(cls, settings: Settings) -> Encoding:
         """The encoding that settings ask for."""
         return cls(settings.image, settings.quality, settings.depth, settings.prior is not None)
+
+
+def check_installed() -> None:
+    """Raises UserError if what records need is not installed."""
+    for name in ("tensorflow_datasets", "array_record", "importlib_resources"):
+        if importlib.util.find_spec(name) is None:
+            raise UserError(
+                f"Prepared records need the package {name}: pip install -r requirements.txt, or "
+                "prepare with --format=processed."
+            )
 
 
 @functools.lru_cache(maxsize=16)

@@ -12,7 +12,7 @@ import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from align3r_jax.errors import UserError
 from align3r_jax.io import atomic
@@ -44,13 +44,14 @@ def prepare(
     *,
     source: str,
     workers: int = 0,
-    on_error: Literal["drop", "stop"] = "drop",
+    on_error: str = "drop",
     progress: Callable[[int], object] = lambda frames: None,
 ) -> Report:
     """Prepares one split below `output`, from where an earlier run stopped; returns the report.
 
     scenes, skipped: of the reader; source: where they come from, for the manifest.
-    workers: processes, 0: none but this. on_error: what a frame that cannot be read does.
+    workers: processes, 0: none but this. on_error: "drop" leaves out a frame that cannot be
+    read, "stop" raises.
     progress: told the number of frames done at once, those of earlier runs included.
     The folder is complete when this returns; the same call then changes nothing.
 
@@ -58,6 +59,8 @@ def prepare(
         UserError: the folder belongs to something else (`settings.begin`), another run writes it,
             the disk refuses, a worker died, on_error="stop" and a frame is bad, or nothing is left.
     """
+    if chosen.format == "records":
+        frame_record.check_installed()
     with atomic.told_to_user(output), settings.alone(output):
         settings.begin(output, chosen, split, scenes)
         for left in output.glob(".*.partial"):  # of a run that was killed
@@ -210,8 +213,8 @@ def _processed(
     for number, scene in enumerate(scenes):
         count = len(kept.get(number, ()))
         if count < shards.MIN_FRAMES:
-            for place in kept.pop(number, ()):
-                processed_files.remove_frame(folder, scene, place)
+            for frame in kept.pop(number, ()):
+                processed_files.remove_frame(folder, scene, frame)
             reasons = [outcome.reason or "" for outcome in dropped if outcome.place.scene == number]
             skipped.append(SkippedScene(scene.name, shards.too_few(scene, count, reasons)))
     _write_index(output, split, scenes, kept, ())

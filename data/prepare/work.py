@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
 from typing import Generic, NamedTuple, TypeVar
@@ -60,7 +60,7 @@ def outcomes(
     job: Job[_Result],
     size: int,
     workers: int,
-) -> Iterator[Outcome[_Result]]:
+) -> Generator[Outcome[_Result], None, None]:
     """Yields the outcome of every place in the order given, whatever the number of processes.
 
     size: as `resize.prepare_frame`. workers: processes, 0: this one does the work.

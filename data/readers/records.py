@@ -49,6 +49,7 @@ def scenes(root: Path, options: TrainingOptions) -> tuple[list[TrainingScene], l
             f"The records in '{root}' hold {held}, "
             f"asked for is '{options.prior}'. Prepare a folder with --prior={options.prior}."
         )
+    frame_record.check_installed()
     files = Files(
         str(root),
         tuple(name for name, _ in found.shards),
@@ -129,9 +130,8 @@ def _folders(
     root: Path, options: TrainingOptions, chosen: settings.Settings, found: index.Index
 ) -> tuple[list[TrainingScene], list[SkippedScene]]:
     """Scenes of format=processed; priors may have been added since."""
-    pose = processed_training.as_stored
-    if chosen.dataset == "pointodyssey":
-        pose = poses.from_processed_pointodyssey
+    turned = chosen.dataset == "pointodyssey"
+    pose = poses.from_processed_pointodyssey if turned else processed_training.as_stored
     listed, skipped = [], []
     for entry in found.scenes:
         folder = root / options.split / entry.name

@@ -285,3 +285,14 @@ def test_generator_builder_writes_the_same_features(whole, tmp_path, monkeypatch
     np.testing.assert_array_equal(rows[b"part/01", 1]["depth"], expected.depth)
     encoding = frame_record.Encoding.of(fake_set.settings())
     assert set(rows[b"part/00", 0]) == set(frame_record.features(encoding))
+
+
+def test_packages_that_are_missing_are_a_sentence(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(frame_record.importlib.util, "find_spec", lambda name: None)
+    for work in (
+        lambda: prepare(tmp_path / "out"),
+        lambda: records.scenes(whole[0], TrainingOptions()),
+    ):
+        with pytest.raises(UserError, match="need the package tensorflow_datasets: pip install"):
+            work()
+    assert not (tmp_path / "out").exists()
