@@ -288,7 +288,14 @@ class Align3R(nn.Module):
         upright = head(hooks, features.grid)
         if features.portrait is None:
             return upright
-        turned = head(hooks, features.grid[::-1]).swapaxes(1, 2)
+        # The second pass only where a frame needs it: most batches have landscape frames alone.
+        turned = nn.cond(
+            jnp.any(features.portrait),
+            lambda head, hooks: head(hooks, features.grid[::-1]).swapaxes(1, 2),
+            lambda head, hooks: jnp.zeros_like(upright),
+            head,
+            hooks,
+        )
         return jnp.where(features.portrait[:, None, None, None], turned, upright)
 
     def _check_images(

@@ -39,7 +39,7 @@ def _operations(jaxpr: Any) -> float:
         elif name == "cond":
             total += min(_operations(branch.jaxpr) for branch in settings["branches"])
         else:
-            inside = sum(_operations(inner) for inner in _inner(settings))
+            inside = sum(_operations(inner) for inner in inner_programs(settings))
             total += inside * (settings["length"] if name == "scan" else 1)
     return total
 
@@ -51,16 +51,15 @@ def _convolution(equation: Any) -> float:
     """
     settings = equation.params
     numbers = settings["dimension_numbers"]
-    left, kernel = (variable.aval.shape for variable in equation.invars)
+    kernel = equation.invars[1].aval.shape
     taps = math.prod(kernel[axis] for axis in numbers.rhs_spec[1:])
     spread = math.prod(settings["lhs_dilation"])
     out = math.prod(equation.outvars[0].aval.shape)
-    del left
     return 2.0 * out * taps / spread
 
 
-def _inner(settings: dict[str, Any]) -> list[Any]:
-    """The programs that an operation holds (jit, remat, custom derivatives, loops)."""
+def inner_programs(settings: dict[str, Any]) -> list[Any]:
+    """Returns the programs that an operation holds (jit, remat, custom derivatives, loops)."""
     found = []
     for value in settings.values():
         for item in value if isinstance(value, tuple | list) else (value,):
