@@ -11,6 +11,7 @@ import numpy as np
 from align3r_jax.errors import UserError
 from align3r_jax.io import images
 from data.readers import own_folder_files, own_folder_geometry
+from data.readers.training import SPLITS
 
 FEWEST_FRAMES = 2
 _FAR = 400.0  # units; the losses of the papers leave out what is further
@@ -63,7 +64,7 @@ def validate(root: str | Path) -> list[Problem]:
         return [Problem(str(root), "the folder does not exist")]
     found: list[Problem] = []
     names: list[str] = []
-    for split in own_folder_files.SPLITS:
+    for split in SPLITS:
         scenes = own_folder_files.scene_folders(root, split)
         for name, folder in scenes:
             found += _scene(name, folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,12 +16,12 @@ from align3r_jax.io import cameras as camera_files
 from align3r_jax.io import colmap, depth_files, images
 from align3r_jax.io.camera_file import CameraFile, check_pinhole
 from data.readers import files
+from data.readers.training import SPLITS
 
 PICTURE_FOLDERS = ("images", "rgb", "color", "frames")
 DEPTH_FOLDERS = ("depth", "depths")
 TRAJECTORIES = ("trajectory.txt", "poses.txt", "groundtruth.txt")
 INTRINSICS = ("intrinsics.txt", "K.txt")
-SPLITS = {"train": "train", "test": "test"}
 NEARLY_RIGID = 1e-2  # what rounding to three digits does to R^T R
 _PROPORTIONS = 0.01  # by how much the sides' ratio of pictures and intrinsics may differ
 
@@ -50,8 +51,8 @@ def scene_folders(root: Path, split: str) -> list[tuple[str, Path]]:
 
     A root with a folder `train` or `test` has splits, else everything is for training.
     """
-    if any((root / name).is_dir() for name in SPLITS.values()):
-        root = root / SPLITS[split]
+    if any((root / name).is_dir() for name in SPLITS):
+        root = root / split
     elif split != "train":
         return []
     if _first(root, PICTURE_FOLDERS) is not None:
@@ -71,8 +72,8 @@ def picture_files(folder: Path) -> list[Path]:
 
 def same_names(pictures: Sequence[Path]) -> list[str]:
     """Returns the names (without ending) that several pictures have."""
-    names = [path.stem.lower() for path in pictures]
-    return sorted({name for name in names if names.count(name) > 1})
+    counts = collections.Counter(path.stem.lower() for path in pictures)
+    return sorted(name for name, count in counts.items() if count > 1)
 
 
 def depth_of(folder: Path, pictures: Sequence[Path]) -> list[Path | None]:

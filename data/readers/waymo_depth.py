@@ -19,17 +19,30 @@ from data.readers.waymo_frame import Camera, Frame, Laser
 LONG_SIDE = 512  # of the pictures that the sparse depth is for
 
 
-def world_points(laser: Laser, world_from_car: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the points of a scanner, (N, 3) float64 metres, and their projections, (N, 6).
+def seen_points(frame: Frame, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the points that a camera sees, (N, 3) world metres, and where, (N, 2) pixels x y.
 
-    In the order of the range image, row by row; places where nothing came back are left out.
+    The pixels are those that the data set records, with the lens and the rolling shutter in them;
+    they count from the left edge of the first pixel. Scanner by scanner, row by row.
     """
-    height, width = laser.ranges.shape[:2]
+    parts = [
+        _seen(laser, frame.world_from_car, number) for _, laser in sorted(frame.lasers.items())
+    ]
+    if not parts:
+        return np.zeros((0, 3)), np.zeros((0, 2))
+    points, pixels = zip(*parts)
+    return np.concatenate(points), np.concatenate(pixels)
+
+
+def _seen(laser: Laser, world_from_car: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
+    first, second = (laser.projections[..., k] == number for k in (0, 3))
+    rows, columns = np.nonzero((laser.ranges[..., 0] > 0) & (first | second))
+    places = laser.projections[rows, columns]
+    pixels = np.where(first[rows, columns, None], places[:, 1:3], places[:, 4:])
+    width = laser.ranges.shape[1]
     turn = np.arctan2(laser.car_from_laser[1, 0], laser.car_from_laser[0, 0])
-    azimuth = np.pi * (2 * (width - np.arange(width) - 0.5) / width - 1) - turn
-    rows, columns = np.nonzero(laser.ranges[..., 0] > 0)
-    distance = laser.ranges[rows, columns, 0].astype(np.float64)
-    up, around = laser.inclinations[rows], azimuth[columns]
+    around = np.pi * (2 * (width - columns - 0.5) / width - 1) - turn
+    up, distance = laser.inclinations[rows], laser.ranges[rows, columns, 0].astype(np.float64)
     level = distance * np.cos(up)
     points = np.stack([level * np.cos(around), level * np.sin(around), distance * np.sin(up)], -1)
     points = _moved(laser.car_from_laser, points)
@@ -39,23 +52,7 @@ def world_points(laser: Laser, world_from_car: np.ndarray) -> tuple[np.ndarray, 
         pose = laser.poses[rows, columns].astype(np.float64)
         # Yaw, pitch, roll about the axes as they have turned so far: Rz Ry Rx.
         points = Rotation.from_euler("ZYX", pose[:, 2::-1]).apply(points) + pose[:, 3:]
-    return points, laser.projections[rows, columns]
-
-
-def seen_points(frame: Frame, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the points that one camera sees, (N, 3) world, and where, (N, 2) pixels (x, y).
-
-    The pixels are those that the data set records, with the lens and the rolling shutter in them;
-    they count from the left edge of the first pixel. Scanner by scanner, in its order.
-    """
-    points, pixels = [np.zeros((0, 3))], [np.zeros((0, 2))]
-    for _, laser in sorted(frame.lasers.items()):
-        found, projections = world_points(laser, frame.world_from_car)
-        first, second = (projections[:, k] == number for k in (0, 3))
-        places = np.where(first[:, None], projections[:, 1:3], projections[:, 4:])
-        points.append(found[first | second])
-        pixels.append(places[first | second].astype(np.float64))
-    return np.concatenate(points), np.concatenate(pixels)
+    return points, pixels.astype(np.float64)
 
 
 def camera_pose(camera: Camera, frame: Frame, *, parity: bool = False) -> np.ndarray:

@@ -317,7 +317,7 @@ def test_bad_input(tmp_path, raw, training_world):
         camera(raw, 2)
     with pytest.raises(UserError, match="validation"):
         training_sets.scenes("waymo", tmp_path / "junk", TrainingOptions(split="test"))
-    with pytest.raises(UserError, match="prepare records first"):
+    with pytest.raises(UserError, match="prior 'depthpro' lies beside pictures"):
         training_sets.scenes("waymo", raw, TrainingOptions(prior="depthpro"))
 
 
