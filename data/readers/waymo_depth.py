@@ -95,7 +95,9 @@ def view(
         pixels = pixels * scale
         lens = np.zeros(5)
     else:
-        pixels = (pixels + 0.5) * scale - 0.5  # what is recorded is the pixel a point falls into
+        # What is recorded is the pixel a point falls into; it moves as the intrinsics do.
+        cut = np.array([width, height]) * scale - small.shape[::-1]
+        pixels = (pixels + 0.5) * scale - 0.5 - cut / 2
         lens = camera.intrinsic[4:]
     return sparse_view(small, pixels, depth, lens), world_from_cam
 

@@ -224,7 +224,7 @@ def test_large_pictures_are_brought_to_512(parity, middle):
     """Four beams to the front left, front right and back; the camera looks to the left."""
     recorded = np.zeros((1, 4, 6), int)
     recorded[0, :, 0] = 1
-    recorded[0, :, 1:3] = [(1919, 1279), (960, 640), (100, 100), (200, 200)]
+    recorded[0, :, 1:3] = [(1919, 1279), (960, 641), (100, 100), (200, 200)]
     laser = waymo_frame.Laser(np.full((1, 4, 4), 10.0), recorded, None, np.zeros(1), np.eye(4))
     lens = np.array([2000.0, 2000, 959.5, 639.5, 0, 0, 0, 0, 0])
     picture = waymo_frame.Camera(lens, rigid([0, 0, np.pi / 2], [0, 0, 0]), None, (1280, 1920), b"")
