@@ -128,9 +128,7 @@ class PipelineStream:
         if settings.workers:
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # Grain reads flags of its own; defaults in notebooks
-            workers = grain.MultiprocessingOptions(
-                num_workers=settings.workers, per_worker_buffer_size=settings.prefetch
-            )
+            workers = grain.MultiprocessingOptions(num_workers=settings.workers)
             steps = steps.mp_prefetch(workers, worker_init_fn=_start_worker)
         self._iterator = iter(steps)
         self._iterator.start_prefetch()

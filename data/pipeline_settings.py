@@ -12,6 +12,11 @@ from data.readers.training import SPLITS, TrainingOptions
 
 ORDERS = ("walk", "reference")
 _DEFAULT_PAIRS = "align3r"
+_KINDS: dict[str, tuple[type, ...]] = {
+    "str": (str,), "int": (int,), "float": (float, int), "bool": (bool,),
+    "str | None": (str, type(None)), "Mapping[str, str]": (Mapping,),
+    "str | Mapping[str, str]": (str, Mapping),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,14 +27,15 @@ class PipelineSettings:
     parity, variant, hold_out) win over the fields of that name here.
     roots: set -> folder. pairs: a rule of `data.pairs` for all sets, or set -> rule; a set whose
     scenes prescribe pairs keeps to them unless it is named. split, prior, parity: as in
-    `TrainingOptions`; prior None: no depth prior. hold_out: every n-th scene (both eyes of a
-    stereo pair together) of the split "train" is kept from training for evaluation, 0: none.
+    `TrainingOptions`; prior None: no depth prior. hold_out: every n-th scene (all its
+    cameras together) of the split "train" is kept from training for evaluation, 0: none.
     resolutions: (height, width), height <= width, one is drawn for every step; portrait views
     are stored transposed. batch_size: pairs of a step, over all processes.
     order: "walk" or "reference" (`data.mixture`). max_unreadable: share of samples that may be
     replaced because a file cannot be read; above it training stops. seed: of everything drawn.
     workers: processes that load, 0: threads alone. threads: that load batches, of every worker.
-    prefetch: batches kept ready by every worker (by the process, without workers).
+    prefetch: batches kept ready by every worker (by the process, without workers). Workers hand
+    them over in shared memory (/dev/shm), which containers may limit.
     """
 
     mixture: str
@@ -115,10 +121,14 @@ def settings_from(values: Mapping[str, Any]) -> PipelineSettings:
                 f"resolutions must be pairs (height, width), got {values['resolutions']}."
             ) from error
         values["resolutions"] = tuple(sizes)
-    for name, kind in (("batch_size", int), ("max_unreadable", float), ("mixture", str)):
-        wrong = isinstance(values.get(name), bool)
-        if name in values and (wrong or not isinstance(values[name], int if kind is int else kind)):
-            raise UserError(f"{name} must be {kind.__name__}, got {values[name]!r}.")
+    for field in dataclasses.fields(PipelineSettings):
+        kinds = _KINDS.get(str(field.type))
+        value = values.get(field.name)
+        if field.name not in values or kinds is None:
+            continue
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            expected = str(field.type).replace("Mapping[str, str]", "a mapping of names to texts")
+            raise UserError(f"{field.name} must be {expected}, got {value!r}.")
     for name in ("roots", "pairs"):
         if isinstance(values.get(name), Mapping):
             values[name] = dict(values[name])

@@ -29,7 +29,8 @@ Batch = dict[str, np.ndarray]
 # What a generator is for; part of its seed. Crops have none, as in the reference.
 _COLOURS, _DROPOUT, _REPLACEMENT, _RESOLUTION = 1, 2, 3, 4
 _ATTEMPTS = 20  # samples tried for one row before training stops
-_EYE = re.compile(r"(?:^|(?<=[_/-]))(?:left|right)(?=$|[_/-])")
+# What tells cameras apart that look at one scene: stereo pairs, the five of Waymo.
+_CAMERA = re.compile(r"(?:^|(?<=[_/-]))(?:left|right|camera\d+)(?=$|[_/-])")
 
 
 class StepDraw(NamedTuple):
@@ -270,7 +271,7 @@ def _planned(
 
 
 def _held_out(names: Sequence[str], every: int) -> np.ndarray:
-    """(S,) bool: every n-th scene in the order of names; both eyes of a camera go together."""
-    places = [_EYE.sub("", name) for name in names]
+    """(S,) bool: every n-th scene in the order of names; cameras of one scene go together."""
+    places = [_CAMERA.sub("", name) for name in names]
     number = {place: k for k, place in enumerate(sorted(set(places)))}
     return np.array([number[place] % every == every - 1 for place in places], bool)

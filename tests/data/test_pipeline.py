@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from align3r_jax.errors import UserError
-from data import augment, mixture, mixture_text, pipeline
+from data import augment, mixture, mixture_text, pipeline, sample_plan
 from data.pipeline import settings_from
 from tests.data import tiny_scenes
 
@@ -246,6 +246,17 @@ def test_held_out_scenes_are_in_evaluation_and_nowhere_else():
         )
 
 
+def test_cameras_of_one_scene_are_held_out_together():
+    names = [f"P{k}_{side}" for k in range(4) for side in ("left", "right")]
+    names += ["a/left/x", "a/right/x", "d_camera1", "d_camera5", "leftover", "rightover"]
+    held = sample_plan._held_out(names, 2)
+    by_name = dict(zip(names, held))
+    for first, second in (("P1_left", "P1_right"), ("a/left/x", "a/right/x"),
+                          ("d_camera1", "d_camera5")):  # fmt: skip
+        assert by_name[first] == by_name[second]
+    assert held.sum() == 7 and by_name["leftover"] != by_name["rightover"]
+
+
 def test_evaluation_is_a_fixed_subset_without_augmentation():
     settings = _settings("5 @ a + 2 @ tall", seed=3, batch_size=4)
     find = {"resolution": (16, 24), "find_scenes": tiny_scenes.scenes_of}
@@ -278,7 +289,11 @@ def test_evaluation_is_a_fixed_subset_without_augmentation():
         ({"resolutions": [16, 32]}, "must be pairs"),
         ({"resolutions": []}, "is empty"),
         ({"batch_size": 0}, "at least 1"),
-        ({"batch_size": 2.5}, "must be int"),
+        ({"batch_size": 2.5}, "batch_size must be int, got 2.5"),
+        ({"workers": "2"}, "workers must be int"),
+        ({"parity": 1}, "parity must be bool"),
+        ({"prior": True}, "prior must be str"),
+        ({"roots": "/data"}, "roots must be a mapping"),
         ({"order": "walks"}, "Did you mean 'walk'"),
         ({"split": "val"}, "split 'val' is unknown"),
         ({"pairs": {"a": "windows_3"}}, "pair rule 'windows_3'"),
