@@ -8,13 +8,13 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from align3r_jax.errors import UserError
-from align3r_jax.io import exr
+from align3r_jax.io import exr, train_crop
 from data.readers import tfrecord, training_sets, waymo_depth, waymo_frame
 from data.readers.training import TrainingOptions
 from tests.data.readers import folders, waymo_files
 
 PARITY = TrainingOptions(parity=True)
-LENS = np.array([0.05, -0.03, 0.002, -0.001, 0.0])
+LENS = np.array([0.25, -0.05, 0.004, -0.003, 0.0])
 HEIGHT, WIDTH = 40, 64
 FOCAL, CENTRE = 50.0, (31.25, 19.5)
 # Cars: x forward, y left, z up.
@@ -272,7 +272,7 @@ def test_processed_folders_and_their_pairs(tmp_path, training_world):
 
 def test_lens_of_processed_folders_is_undone(tmp_path, training_world):
     world = training_world
-    processed(tmp_path, world, lens=LENS * 3, cameras=(1,))
+    processed(tmp_path, world, lens=LENS, cameras=(1,))
     published = camera(tmp_path, 1, PARITY)
     np.testing.assert_array_equal(published.depth, world.depth[0])
     frame = camera(tmp_path, 1)
@@ -281,13 +281,30 @@ def test_lens_of_processed_folders_is_undone(tmp_path, training_world):
     inverse = np.linalg.inv(frame.intrinsics)
     for row, column in zip(rows, columns):
         ray = (inverse @ [column, row, 1])[None, :2]
-        x, y = distorted(ray, LENS * 3)[0] * frame.intrinsics[[0, 1], [0, 1]]
+        x, y = distorted(ray, LENS)[0] * frame.intrinsics[[0, 1], [0, 1]]
         x, y = np.array([x, y]) + frame.intrinsics[:2, 2]
         top, left = max(round(y) - 1, 0), max(round(x) - 1, 0)
         around = world.depth[0][top : round(y) + 2, left : round(x) + 2]
         assert (np.abs(around - frame.depth[row, column]) < 1e-6).any(), (row, column)
         moved_pixels += abs(x - column) > 0.6
     assert moved_pixels > 10
+
+
+def test_picture_and_depth_leave_the_lens_together():
+    """A dot that the lens shows away from where a pinhole would comes back, with its depth."""
+    intrinsics = np.array([[FOCAL, 0, 31.5], [0, FOCAL, 19.5], [0, 0, 1]])
+    target = np.array([57.0, 5.0])
+    ray = (np.linalg.inv(intrinsics) @ [*target, 1])[None, :2]
+    seen = distorted(ray, LENS)[0] * FOCAL + intrinsics[:2, 2]
+    assert np.abs(seen - target).max() > 1.5
+    image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    column, row = np.round(seen).astype(int)
+    image[row - 1 : row + 2, column - 1 : column + 2] = 255
+    view = train_crop.View(image, {}, intrinsics)
+    out = waymo_depth.sparse_view(view, seen[None], np.array([7.0]), LENS)
+    bright = np.argwhere(out.image[..., 0] > 127).mean(0)[::-1]
+    np.testing.assert_allclose(bright, target, atol=0.6)
+    assert out.maps["depth"][5, 57] == 7 and (out.maps["depth"] > 0).sum() == 1
 
 
 def test_bad_input(tmp_path, raw, training_world):
