@@ -60,10 +60,10 @@ def measures(
 
 
 def align(
-    truth: clip.ProceduralClip, field: float
+    truth: clip.ProceduralClip, field: float, seed: int
 ) -> dict[str, tuple[float, float, float, float, float, float]]:
-    """Aligns a video clip by clip; stage -> `measures`."""
-    predictor = oracle.OraclePredictor(truth, oracle.OracleNoise(field=field))
+    """Aligns a video clip by clip; stage -> `measures`. seed: of the errors of the pairs."""
+    predictor = oracle.OraclePredictor(truth, oracle.OracleNoise(field=field), seed)
     state = predictor.prepare(clip.frames_of(truth), None, None)
     pairs, config = PairConfig(), AlignmentConfig()
     parts: dict[str, Any] = {}
@@ -113,7 +113,7 @@ def main(argv: Sequence[str]) -> None:
     found: dict[str, list[Sequence[float]]] = {stage: [] for stage in STAGES}
     for number in map(int, VIDEOS.value):
         truth = make_long.render_long(FRAMES.value, number=number)
-        for stage, values in align(truth, FIELD.value).items():
+        for stage, values in align(truth, FIELD.value, number).items():
             print(line(str(number), stage, values), flush=True)
             found[stage].append(values)
     for stage, rows in found.items():
