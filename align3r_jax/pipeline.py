@@ -130,8 +130,12 @@ def reconstruct(
     run.facts["pairs"] = np.asarray(result.pairs).tolist()
     run.products |= {"prior": prior, "flow": _neighbour_flow(frames, source)}
     scale, metric = _scale_of_prior(result.variables.log_depth, prior, aligned.fixes_scale, run)
-    return finish.to_scene(
-        result, frames, config.alignment, world=aligned.world, scale=scale, metric=metric
+    return run.stage(
+        "scene",
+        lambda: finish.to_scene(
+            result, frames, config.alignment, world=aligned.world, scale=scale, metric=metric
+        ),
+        keep=False,
     )
 
 
