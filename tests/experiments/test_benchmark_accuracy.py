@@ -29,7 +29,9 @@ def test_the_committed_table_names_every_clip():
 def test_the_committed_table_is_reproduced(name, tmp_path):
     """Within what another CPU's rounding may do to a run that selects and iterates."""
     ((code, _, err),) = run_cases(
-        "benchmark_accuracy", [[f"--output={tmp_path}/scores.json", f"--clips={name}"]]
+        "benchmark_accuracy",
+        [[f"--output={tmp_path}/scores.json", f"--clips={name}"]],
+        timeout=3600,  # a minute of CPU time, on a machine that may be busy
     )
     assert code == 0, err
     found = json.loads((tmp_path / "scores.json").read_text())["scores"]["defaults"][name]

@@ -38,11 +38,11 @@ DRIVER = """
 pytestmark = pytest.mark.golden
 
 
-def run_cases(module, cases):
+def run_cases(module, cases, timeout=600):
     """[flags] -> [(exit code, stdout, stderr)] of experiments.`module`."""
     process = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(DRIVER), module],
-        input=json.dumps(cases), capture_output=True, text=True, timeout=600, cwd=ROOT,
+        input=json.dumps(cases), capture_output=True, text=True, timeout=timeout, cwd=ROOT,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
