@@ -29,16 +29,24 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: jax.Array, positions: jax.Array, portrait: jax.Array | None = None
+        self,
+        images: jax.Array,
+        positions: jax.Array,
+        portrait: jax.Array | None = None,
+        visible: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """images: (B, H, W, 3) in [-1, 1]; positions: (B, N, 2).
 
-        Returns the tokens after the last norm and the patch embedding, both (B, N, E) float32.
+        visible: (B, V) int32, encode these tokens alone (masked pre-training).
+        Returns the tokens after the last norm and the patch embedding, both (B, N or V, E) float32.
         """
         embed = patch_embed.PatchEmbed(
             self.embed_dim, self.patch, dtype=self.dtype, name="patch_embed"
         )
         patches = embed(images, portrait).astype(jnp.float32)
+        if visible is not None:
+            patches = jnp.take_along_axis(patches, visible[..., None], axis=1)
+            positions = jnp.take_along_axis(positions, visible[..., None], axis=1)
         by = rope2d.rotation(positions, self.embed_dim // self.num_heads, self.rope_base)
         block = rematerialised(blocks.EncoderBlock, self.remat)
         tokens = patches
