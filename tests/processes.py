@@ -9,10 +9,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def run(module, *arguments, devices, processes=1):
+def run(module, *arguments, devices, processes=1, timeout=1200):
     """`python -m module arguments [COORDINATOR COUNT INDEX]` in every process, until all are done.
 
     devices: of each process. The last three arguments only with more than one process.
+    timeout: seconds; far more than an idle machine needs.
     """
     flag = f"--xla_force_host_platform_device_count={devices}"
     environment = os.environ | {"XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"}
@@ -27,5 +28,9 @@ def run(module, *arguments, devices, processes=1):
         )
         for index in range(processes)
     ]  # fmt: skip
-    outputs = [process.communicate(timeout=400)[0] for process in running]
+    try:
+        outputs = [process.communicate(timeout=timeout)[0] for process in running]
+    finally:
+        for process in running:
+            process.kill()
     assert all(process.returncode == 0 for process in running), "\n".join(outputs)
