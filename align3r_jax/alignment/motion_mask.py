@@ -242,7 +242,7 @@ def scene_votes(
         vote = weight * jnp.minimum(error / jnp.maximum(limit, 1e-6), _MAX_VOTE)
         return (total.at[i].add(vote), trust.at[i].add(weight)), None
 
-    empty = jnp.zeros(depth.shape, jnp.float32)
+    empty = jnp.zeros(depth.shape, jnp.result_type(jnp.float32, depth.dtype))
     fields = (pairs, flow, weight, near)
     (total, trust), _ = jax.lax.scan(add, (empty, empty), fields)
     if axis is not None:

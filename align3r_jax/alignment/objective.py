@@ -310,3 +310,57 @@ def value_and_gradient(
         mean = variables_module.mean_of_valid(pairs[side], problem.pair_valid)
         terms[f"pointmap_{side + 1}"] = mean
     return (total, terms), dataclasses.replace(others, log_depth=log_depth)
+
+
+@struct.dataclass
+class Sums:
+    """What this device adds to the loss at one point; no device has talked to another yet.
+
+    still: (), all of it but the flow. pairs: (2, P) as of `evaluate`. flow_cost, flow_count: (R,),
+    of `terms.flow.robust_sums`. others: the terms that every device has whole, by name.
+    """
+
+    still: Array
+    pairs: Array
+    flow_cost: Array
+    flow_count: Array
+    others: dict[str, Array]
+
+
+def own_sums(variables: AlignmentVariables, problem: Problem, config: AlignmentConfig) -> Sums:
+    """Returns what the pairs and fields of this device say of the variables."""
+    still_problem = dataclasses.replace(problem, flow=None)
+    still, terms = evaluate(variables, still_problem, config)
+    cost = count = jnp.zeros(1, still.dtype)
+    fields = problem.flow
+    if fields is not None:
+        frame_valid, pair_valid = problem.frame_valid, problem.pair_valid
+        clean = variables_module.without_invalid(variables, frame_valid, pair_valid)
+        geometry = variables_module.decode(clean, config, problem.image_size, pair_valid)
+        cost, count = flow.own_sums(geometry, problem.pixels, fields, config.flow_pixel_cut)
+    whole = [name for name in term_names(problem) if not name.startswith(("pointmap", "flow"))]
+    return Sums(still, terms["pairs"], cost, count, {name: terms[name] for name in whole})
+
+
+def terms_of(sums: Sums, problem: Problem) -> dict[str, Array]:
+    """Returns the terms of `evaluate` without its gate, over all devices of `problem.axis`.
+
+    sums: at one point or, with leading axes, at several: one sum goes over the devices for all.
+    Beside the terms "still", the weighted sum of all but the flow, and "flow_count", (R,).
+    """
+    over = sums.still, sums.pairs, sums.flow_cost, sums.flow_count
+    if problem.axis is not None:
+        vector, restore = jax.flatten_util.ravel_pytree(over)
+        over = restore(jax.lax.psum(vector, problem.axis))
+
+    def finish(still, pairs, cost, count):
+        terms = {"still": still, "pairs": pairs, "flow_count": count}
+        for side in (0, 1):
+            mean = variables_module.mean_of_valid(pairs[side], problem.pair_valid)
+            terms[f"pointmap_{side + 1}"] = mean
+        terms["flow_12"], terms["flow_21"] = flow.mean_of(cost, count)
+        return terms
+
+    for _ in range(sums.still.ndim):
+        finish = jax.vmap(finish)
+    return finish(*over) | sums.others

@@ -2,8 +2,15 @@
 
 The mesh has two axes. Over "clips" nothing is ever exchanged: every device runs its own clips to
 the end. Over "pairs" every device holds the point maps and flow fields of its share of the pairs;
-one iteration exchanges three sums (the flow term's, the gradient of the log depth, and all other
-gradients with the loss in one vector). Variables are the same on all devices of a clip.
+variables are the same on all devices of a clip. What is exchanged:
+
+| solver | when | what |
+|---|---|---|
+| Adam | every iteration | the flow's sums; the gradient of the log depth; all else as a vector |
+| Gauss-Newton | once per set of masks | the lattice, so that a device has whole frames |
+| | every step | the frames' equations; the steps of their depths; the losses as a vector |
+| | every round of the depth of all pixels | two sums per pixel |
+| both | once per set of masks | the votes of the masks |
 """
 
 from __future__ import annotations
@@ -52,14 +59,8 @@ def align(
     The result is divided over "clips"; `collect` brings it to the host.
 
     Raises:
-        UserError: the clips, or the pairs of a clip, do not divide evenly among the devices, or
-            the second-order solver is to divide pairs.
+        UserError: the clips, or the pairs of a clip, do not divide evenly among the devices.
     """
-    if config.solver == "gauss_newton" and mesh.shape[PAIRS] > 1:
-        raise UserError(
-            "The solver gauss_newton cannot divide the pairs of a clip among devices; divide clips "
-            'only (make_mesh(clips=N)), or use solver="adam".'
-        )
     degrees = solve.degrees(batch.graph, batch.priors, config)
     return compiled(mesh, config, degrees)(*place(batch, mesh))
 

@@ -132,13 +132,13 @@ def solve(
     share = pairs * problem.pixels.shape[1]
 
     def by_points(depth, first):
-        sums = add(
+        return add(
             begin(depth), depth, geometry, problem.pointmaps, problem.pixels, config, first=first
         )
-        return _over_devices(sums, problem.axis)
 
     def free_round(depth, k):
-        return finish(by_points(depth, k == 0), depth, config, first=k == 0), None
+        sums = _over_devices(by_points(depth, k == 0), problem.axis)
+        return finish(sums, depth, config, first=k == 0), None
 
     has_more = problem.flow is not None or depth_terms.are_present(problem, config)
     free_rounds = min(FREE_ROUNDS, config.depth_rounds) if has_more else config.depth_rounds
@@ -154,7 +154,8 @@ def solve(
             sums = Sums(sums.towards / share, sums.stiffness / share)
             if fields is not None:
                 by_flow = _flow_sums(depth, matrices, weight, fields, problem.pixels, config)
-                sums = jax.tree.map(jnp.add, sums, _over_devices(by_flow, problem.axis))
+                sums = jax.tree.map(jnp.add, sums, by_flow)
+            sums = _over_devices(sums, problem.axis)
             if depth_terms.are_present(problem, config):
                 stiffness, force = depth_terms.forces(jnp.log(depth), problem, config)
                 sums = Sums(
@@ -171,8 +172,11 @@ def solve(
     return dataclasses.replace(variables, log_depth=log_depth)
 
 
-def _over_devices(values, axis):
-    return values if axis is None else jax.lax.psum(values, axis)
+def _over_devices(sums: Sums, axis: str | None) -> Sums:
+    if axis is None:
+        return sums
+    both = jax.lax.psum(jnp.stack([sums.towards, sums.stiffness]), axis)
+    return Sums(both[0], both[1])
 
 
 def _flow_weight(geometry, depth, problem, config, flow_counts):
@@ -188,7 +192,8 @@ def _flow_weight(geometry, depth, problem, config, flow_counts):
     _, count = flow.robust_sums(
         disparity, homography, epipole, fields, problem.pixels, config.flow_pixel_cut
     )
-    count = _over_devices(count, problem.axis)
+    if problem.axis is not None:
+        count = jax.lax.psum(count, problem.axis)
     return (homography, epipole), flow_weights.per_field(fields, count, config, flow_counts)
 
 

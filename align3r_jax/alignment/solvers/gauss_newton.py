@@ -10,7 +10,10 @@ it works on any. All terms of the objective take part. Cost of a step for T fram
 observations of L pixels each and u = 7 + 7 S + 7 R unknowns per frame: 2 T L u^2 for the
 elimination and (7 T + 7 P)^3 / 3 for the solution, or 2 T u^2 per conjugate-gradient step.
 Pairs that share a frame are coupled by its depth, so eliminating pairs first would save nothing.
-Sums over pixels are the only ones that are split when the arrays are sharded along pixels.
+
+Over several devices (`Problem.axis`) every device treats some of the frames: the lattice of their
+pairs is handed over once (`gauss_newton_slots.divide`). A step then exchanges the blocks of the
+equations, the steps of the depths, and one vector of losses; the system is solved by every device.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from flax import struct
 
 from align3r_jax.alignment import objective
 from align3r_jax.alignment import variables as variables_lib
+from align3r_jax.alignment.solvers import flow_weights
 from align3r_jax.alignment.solvers import gauss_newton_cameras as cameras
 from align3r_jax.alignment.solvers import gauss_newton_frames as frames_lib
 from align3r_jax.alignment.solvers import gauss_newton_increments as increments
@@ -50,9 +54,9 @@ LARGEST_DEPTH_STEP = 1.0  # of ln depth
 class State:
     """Where the loop stands.
 
-    terms: those of `objective.evaluate` at the variables, all of them whether or not they count
-    now. damping: (). failed: (), the very start or its loss is not finite, so nothing moves.
-    converged: (), the last step lowered the loss by less than `TOLERANCE`; no more are taken.
+    terms: `terms_at` the variables, all of them whether or not they count now. damping: (). failed:
+    (), the very start or its loss is not finite, so nothing moves. converged: (), the last step
+    lowered the loss by less than `TOLERANCE`; no more are taken.
     """
 
     variables: AlignmentVariables
@@ -62,12 +66,11 @@ class State:
     converged: Array
 
 
-def _terms(variables, problem, config) -> dict[str, Array]:
-    """The terms by name, and "still", the weighted sum of all but the flow."""
-    always = dataclasses.replace(config, flow_gate=0.0)
-    total, terms = objective.evaluate(variables, problem, always, True)
-    flow = terms["flow_12"] + terms["flow_21"]
-    return terms | {"still": total - config.flow_weight * flow}
+def terms_at(
+    variables: AlignmentVariables, problem: objective.Problem, config: AlignmentConfig
+) -> dict[str, Array]:
+    """Returns `objective.terms_of` the variables, over all devices."""
+    return objective.terms_of(objective.own_sums(variables, problem, config), problem)
 
 
 def flow_counts(terms: dict[str, Array], config: AlignmentConfig, step: Array | int) -> Array:
@@ -78,7 +81,8 @@ def flow_counts(terms: dict[str, Array], config: AlignmentConfig, step: Array | 
     return counts
 
 
-def _total(terms, config, with_flow) -> Array:
+def total_of(terms: dict[str, Array], config: AlignmentConfig, with_flow: Array | bool) -> Array:
+    """Returns the loss; with_flow: `flow_counts`."""
     flow = config.flow_weight * (terms["flow_12"] + terms["flow_21"])
     return terms["still"] + jnp.where(with_flow, flow, 0.0)
 
@@ -92,7 +96,7 @@ def initial_state(
     variables: AlignmentVariables, problem: objective.Problem, config: AlignmentConfig
 ) -> State:
     """Returns the state before the first step."""
-    terms = _terms(variables, problem, config)
+    terms = terms_at(variables, problem, config)
     finite = jnp.isfinite(terms["still"])
     clean = variables_lib.without_invalid(variables, problem.frame_valid, problem.pair_valid)
     for leaf in jax.tree.leaves(clean):
@@ -106,10 +110,14 @@ def initial_state(
     )
 
 
-def smallest_distance(terms: dict[str, Array], problem: objective.Problem, depth: Array) -> Array:
-    """Returns the distance below which |r| is rounded off: a share of the mean residual."""
-    data = problem.pointmaps
-    weight = jnp.sum(data.weight) / (data.num_pairs * problem.pixels.shape[1])
+def smallest_distance(
+    terms: dict[str, Array], weight: Array, problem: objective.Problem, depth: Array
+) -> Array:
+    """Returns the distance below which |r| is rounded off: a share of the mean residual.
+
+    weight: the sum of all weights, over all devices.
+    """
+    weight = weight / (problem.pointmaps.num_pairs * problem.pixels.shape[1])
     mean = (terms["pointmap_1"] + terms["pointmap_2"]) / jnp.maximum(weight, 1e-12)
     return jnp.maximum(SMALLEST_DISTANCE * mean, SMALLEST_OF_DEPTH * jnp.mean(depth))
 
@@ -128,15 +136,22 @@ def equations(
 ) -> tuple[list[frames_lib.Blocks], residuals.Scene, increments.Unknowns, Array]:
     """Returns the normal equations at a point, what they were made from, and which depths move.
 
-    floor: the smallest distance that divides, default `smallest_distance` (of `terms`).
+    problem, slots: of `gauss_newton_slots.divide`. floor: the smallest distance that divides,
+    default `smallest_distance`. terms: `terms_at` the variables, if they are known already.
     """
     numbers = increments.unknowns(problem, config, trainable)
+    if terms is None:
+        terms = terms_at(variables, problem, config)
     if floor is None:
-        assert terms is not None
         clean = variables_lib.without_invalid(variables, problem.frame_valid, problem.pair_valid)
-        floor = smallest_distance(terms, problem, jnp.exp(clean.log_depth))
+        floor = smallest_distance(terms, slots.weight, problem, jnp.exp(clean.log_depth))
+    field_weight = None
+    if problem.flow is not None:
+        field_weight = flow_weights.per_field(
+            problem.flow, terms["flow_count"], config, flow_counts
+        ).reshape(-1)
     scene = residuals.linearise(
-        variables, problem, config, numbers, slots, flow_counts, jnp.asarray(floor)
+        variables, problem, config, numbers, slots, field_weight, jnp.asarray(floor)
     )
     free = increments.is_free(trainable.log_depth, problem.dynamic.shape[0])
     blocks = [
@@ -162,19 +177,19 @@ def scan(
     Pure, with fixed shapes: jit it, vmap it over problems of equal shapes. A step that does not
     lower the loss, or is not finite, is not taken and the damping rises; steps at and beyond
     config.gauss_newton_steps change nothing, nor do steps once the loss rests. trainable: a bool
-    per group, or one per frame or pair. degrees: `slots.degrees(problem)`, or larger; smaller ones
-    fail the state.
+    per group, or one per frame or pair. degrees: `slots.degrees(problem)` (of all devices), or
+    larger; smaller ones fail the state.
     Returns the new state and the trace, name -> (num_steps,): "total" before each step, "accepted",
     "damping", and every term of `objective.term_names`.
     """
-    slots = slots_lib.arrange(problem, degrees)
+    problem, slots = slots_lib.divide(problem, degrees)
     state = dataclasses.replace(state, failed=state.failed | ~slots.complete)
 
     def body(state, step):
         is_over = state.failed | state.converged | (step >= config.gauss_newton_steps)
         counts = flow_counts(state.terms, config, step)
         trace = {name: state.terms[name] for name in objective.term_names(problem)}
-        trace |= {"total": _total(state.terms, config, counts), "damping": state.damping}
+        trace |= {"total": total_of(state.terms, config, counts), "damping": state.damping}
         state, accepted = jax.lax.cond(
             is_over, lambda s, _: (s, jnp.zeros((), bool)), take_step, state, step
         )
@@ -182,7 +197,7 @@ def scan(
 
     def take_step(state, step):
         counts = flow_counts(state.terms, config, step)
-        total = _total(state.terms, config, counts)
+        total = total_of(state.terms, config, counts)
         blocks, scene, numbers, free = equations(
             state.variables, problem, config, trainable, slots,
             flow_counts=counts, damping=state.damping, terms=state.terms,
@@ -203,12 +218,13 @@ def scan(
                 config,
                 trainable,
             )
-            terms = _terms(moved, problem, config)
-            return moved, terms, _total(terms, config, counts)
+            return moved, objective.own_sums(moved, problem, config)
 
-        tried = jax.lax.map(longer, jnp.asarray(STEP_LENGTHS, total.dtype))
-        best = jnp.argmin(jnp.where(jnp.isfinite(tried[2]), tried[2], jnp.inf))
-        moved, terms, reached = jax.tree.map(lambda leaf: leaf[best], tried)
+        tried, sums = jax.lax.map(longer, jnp.asarray(STEP_LENGTHS, total.dtype))
+        terms = objective.terms_of(sums, problem)
+        reached = total_of(terms, config, counts)
+        best = jnp.argmin(jnp.where(jnp.isfinite(reached), reached, jnp.inf))
+        moved, terms, reached = jax.tree.map(lambda leaf: leaf[best], (tried, terms, reached))
         better = reached < total
         finite = jnp.all(jnp.isfinite(move)) & jnp.all(jnp.isfinite(depth_move))
         accepted = better & finite

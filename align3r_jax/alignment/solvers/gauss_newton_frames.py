@@ -7,8 +7,8 @@ and reweighting w:
     H = J' w J - sum_p a_p a_p' / h_p,   g = J' w r - sum_p a_p d_p / h_p,
     a_p = J' w B,  h_p = B' w B,  d_p = B' w r,   ln depth moves by -(d_p + a_p' u) / h_p.
 
-Pixels of different frames share no unknown depth, so frames are treated one after the other and
-sums over pixels may be split over devices. Reweighting: w / |r| for a norm, 1 / max(|r|, 1) for the
+Pixels of different frames share no unknown depth, so frames are treated one after the other, or on
+different devices. Reweighting: w / |r| for a norm, 1 / max(|r|, 1) for the
 smooth-L1 of the flow.
 """
 
@@ -20,6 +20,7 @@ from flax import struct
 
 from align3r_jax.alignment.objective import Problem
 from align3r_jax.alignment.solvers import gauss_newton_residuals as residuals
+from align3r_jax.alignment.solvers import gauss_newton_slots as slots_lib
 from align3r_jax.alignment.solvers.gauss_newton_increments import Unknowns
 from align3r_jax.alignment.solvers.gauss_newton_residuals import Scene
 from align3r_jax.config import AlignmentConfig
@@ -51,30 +52,46 @@ def normal_equations(
     damping: Array,
     depth_is_free: Array,
 ) -> Blocks:
-    """Returns the blocks of all frames, u = F + S Q + R F unknowns each.
+    """Returns the blocks of all frames (of all devices), u = F + S Q + R F unknowns each.
 
     damping: h_p counts (1 + damping) times. depth_is_free: (T,) bool; other frames keep their depth
     and are not eliminated.
     """
-    return _over_frames(
+    slots = scene.slots
+    number = [
+        numbers.frame,
+        jnp.where(slots.valid[..., None], numbers.pair[slots.pair], numbers.size),
+        jnp.where(slots.field_valid[..., None], numbers.frame[slots.target], numbers.size),
+    ]
+    packed = _over_frames(
         lambda n: _normal_equations(n, scene, problem, config, numbers, damping, depth_is_free[n]),
         problem,
+    )
+    return Blocks(
+        jnp.concatenate([part.reshape(len(part), -1) for part in number], axis=1),
+        matrix=packed[:, :-2],
+        gradient=packed[:, -2],
+        magnitude=packed[:, -1],
     )
 
 
 def _over_frames(function, problem):
-    frames = problem.dynamic.shape[0]
+    """Returns function(n) of all frames, (T, ...); every device of the axis treats its own."""
     count = FRAMES_AT_ONCE.get(jax.default_backend(), FRAMES_AT_ONCE["default"])
     batch = count if count > 1 else None
-    return jax.lax.map(function, jnp.arange(frames), batch_size=batch)
+    frames = problem.dynamic.shape[0]
+    own = slots_lib.own_frames(problem)
+    values = jax.lax.map(function, jnp.minimum(own, frames - 1), batch_size=batch)
+    if problem.axis is None:
+        return values
+    values = jnp.swapaxes(jax.lax.all_gather(values, problem.axis), 0, 1)  # frames k, k + D, ...
+    return values.reshape(-1, *values.shape[2:])[:frames]
 
 
 def _normal_equations(n, scene, problem, config, numbers, damping, depth_is_free):
+    """Matrix, gradient and magnitude of one frame, (u + 2, u)."""
     seen = residuals.observe(n, scene, problem, config)
-    data = problem.pointmaps
-    pair = data.row.reshape(-1)[scene.slots.observation[n]] % data.num_pairs
-    valid = scene.slots.valid[n][:, None]
-    number = [numbers.frame[n], jnp.where(valid, numbers.pair[pair], numbers.size).reshape(-1)]
+    pair = scene.slots.pair[n]
 
     slots, unknowns = seen.pair.shape[:2]
     moment = _sum("sal,sbl->sab", seen.slope[:, None] * seen.basis, seen.basis)
@@ -102,9 +119,7 @@ def _normal_equations(n, scene, problem, config, numbers, damping, depth_is_free
     source_target = None
     if scene.slots.field.shape[1]:
         flow = residuals.flowing(n, scene, problem, config)
-        fields, cameras = flow.tangent.shape[0], len(number[0])
-        present = scene.slots.field_valid[n][:, None]
-        number.append(jnp.where(present, numbers.frame[flow.target], numbers.size).reshape(-1))
+        fields, cameras = flow.tangent.shape[0], numbers.frame.shape[1]
         weighted = flow.slope[:, None] * flow.tangent
         matrix = _sum("rkcl,rmcl->rkm", weighted, flow.tangent)
         slope = _sum("rkcl,rcl->rk", weighted, flow.residual)
@@ -126,7 +141,7 @@ def _normal_equations(n, scene, problem, config, numbers, damping, depth_is_free
         coupling[0] = coupling[0].at[-1].add(-weight)
         diagonal[0] = diagonal[0].at[-1, -1].add(jnp.sum(weight))
 
-    sizes = [len(part) for part in number]
+    sizes = [len(part) for part in gradient]
     rows = [[jnp.zeros((a, b), diagonal[0].dtype) for b in sizes] for a in sizes]
     for k, block in enumerate(diagonal):
         rows[k][k] = block
@@ -139,7 +154,7 @@ def _normal_equations(n, scene, problem, config, numbers, damping, depth_is_free
     magnitude = jnp.diagonal(matrix)
     matrix = matrix - _sum("ul,vl->uv", tied_depth * compliance, tied_depth)
     slopes = slopes - _sum("ul,l->u", tied_depth, compliance * towards)
-    return Blocks(jnp.concatenate(number), matrix, slopes, magnitude)
+    return jnp.concatenate([matrix, slopes[None], magnitude[None]])
 
 
 def depth_steps(
@@ -155,8 +170,7 @@ def depth_steps(
 
     def one(n):
         seen = residuals.observe(n, scene, problem, config)
-        data = problem.pointmaps
-        pair = data.row.reshape(-1)[scene.slots.observation[n]] % data.num_pairs
+        pair = scene.slots.pair[n]
         own = step[numbers.frame[n]]
         moved = seen.matrix + _sum("k,skam->sam", own, seen.frame)
         moved = moved + _sum("sk,skam->sam", step[numbers.pair[pair]], seen.pair)
@@ -164,7 +178,7 @@ def depth_steps(
         stiffness = jnp.sum(pull * seen.ray, axis=(0, 1))
         towards = jnp.sum(residuals.transform(moved, seen.basis) * pull, axis=(0, 1))
         if problem.flow is not None and scene.slots.field.shape[1]:
-            target = problem.flow.target.reshape(-1)[scene.slots.field[n]]
+            target = scene.slots.target[n]
             both = jnp.concatenate(
                 [jnp.broadcast_to(own, (len(target), len(own))), step[numbers.frame[target]]],
                 axis=1,

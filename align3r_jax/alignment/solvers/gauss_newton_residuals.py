@@ -19,7 +19,7 @@ from align3r_jax.alignment.solvers import depth_terms, flow_weights
 from align3r_jax.alignment.solvers import gauss_newton_maps as maps_lib
 from align3r_jax.alignment.solvers.gauss_newton_increments import PAIR_SCALE, Unknowns
 from align3r_jax.alignment.solvers.gauss_newton_slots import Slots
-from align3r_jax.alignment.terms import flow, pointmap
+from align3r_jax.alignment.terms import pointmap
 from align3r_jax.config import AlignmentConfig
 from align3r_jax.geometry import warp
 from align3r_jax.structs import AlignmentVariables
@@ -52,25 +52,14 @@ def linearise(
     config: AlignmentConfig,
     numbers: Unknowns,
     slots: Slots,
-    with_flow: Array | bool,
+    field_weight: Array | None,
     floor: Array,
 ) -> Scene:
-    """Returns the point of linearisation; with_flow: whether the flow term counts now."""
+    """Returns the point of linearisation; field_weight and floor: of the `Scene`."""
     clean = variables_lib.without_invalid(variables, problem.frame_valid, problem.pair_valid)
     geometry = variables_lib.decode(clean, config, problem.image_size, problem.pair_valid)
     geometry = dataclasses.replace(geometry, depth=geometry.depth.reshape(problem.dynamic.shape))
     maps = maps_lib.derive(geometry, problem, numbers, config)
-    fields, field_weight = problem.flow, None
-    if fields is not None and maps.field is not None:
-        shape = fields.source.shape
-        homography = maps.field[:, :, :3].reshape(*shape, 3, 3)
-        epipole = maps.field[:, :, 3].reshape(*shape, 3)
-        disparity = 1 / (geometry.depth + warp.DISPARITY_EPSILON)
-        _, count = flow.robust_sums(
-            disparity, homography, epipole, fields, problem.pixels, config.flow_pixel_cut
-        )
-        weight = flow_weights.per_field(fields, count, config, with_flow)
-        field_weight = weight.reshape(-1)
     stiffness = force = None
     if numbers.mean_depth:
         log_depth = clean.log_depth.reshape(problem.dynamic.shape)
@@ -108,9 +97,10 @@ class Observed(NamedTuple):
 def observe(n: Array, scene: Scene, problem: Problem, config: AlignmentConfig) -> Observed:
     """Returns what all pairs say of frame n."""
     data, maps = problem.pointmaps, scene.maps
-    rows, valid = scene.slots.observation[n], scene.slots.valid[n]
+    rows, valid, pair = (
+        table[n] for table in (scene.slots.observation, scene.slots.valid, scene.slots.pair)
+    )
     length = data.points.shape[-1]
-    pair = data.row.reshape(-1)[rows] % data.num_pairs
     observed = pointmap.at_least_float32(data.points.reshape(-1, 3, length)[rows])
     weight = pointmap.at_least_float32(data.weight.reshape(-1, length)[rows])
     weight = jnp.where(valid[:, None], weight, 0)
@@ -202,7 +192,7 @@ def flowing(
         slope=slope,
         tangent=in_image(transform(tangent, basis)),
         ray=in_image(closer)[:, 0],
-        target=data.target.reshape(-1)[rows],
+        target=scene.slots.target[n],
     )
 
 

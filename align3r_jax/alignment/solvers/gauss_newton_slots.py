@@ -1,7 +1,12 @@
-"""Which observations and flow fields belong to which frame, as tables of fixed width."""
+"""Which observations and flow fields belong to which frame, as tables of fixed width.
+
+Over several devices, the pairs come spread over them and are handed over so that every device
+holds all that is said of some frames (`divide`).
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -25,14 +30,19 @@ class Degrees(NamedTuple):
 class Slots:
     """What every frame has: observation (T, S) and field (T, R), rows of the flattened chunks.
 
-    valid, field_valid: of the same shapes, False in slots that only fill up. complete: (), False if
-    some frame has more than fit.
+    pair (T, S), target (T, R): the pair that observes, the frame that a field leads to. valid,
+    field_valid: False in slots that only fill up. weight: (), the sum of all weights. complete: (),
+    False if some frame has more than fit. Over several devices all but the rows is the same on
+    every device, and rows are those of this device's frames.
     """
 
     observation: Array
+    pair: Array
     valid: Array
     field: Array
+    target: Array
     field_valid: Array
+    weight: Array
     complete: Array
 
 
@@ -88,7 +98,97 @@ def arrange(problem: Problem, size: Degrees) -> Slots:
             fields.source.reshape(-1), used, frames, size.fields
         )
         complete &= all_fields
-    return Slots(observation, valid, field, field_valid, complete)
+    target = field if fields is None else fields.target.reshape(-1)[field]
+    return Slots(
+        observation=observation,
+        pair=data.row.reshape(-1)[observation] % data.num_pairs,
+        valid=valid,
+        field=field,
+        target=target,
+        field_valid=field_valid,
+        weight=jnp.sum(data.weight),
+        complete=complete,
+    )
+
+
+def own_frames(problem: Problem) -> Array:
+    """Returns the frames that this device of `problem.axis` treats; beyond the last, none.
+
+    k, k + D, k + 2 D, ... on device k of D: what only fills up stands at the end.
+    """
+    frames = problem.dynamic.shape[0]
+    if problem.axis is None:
+        return jnp.arange(frames)
+    devices = jax.lax.axis_size(problem.axis)
+    return jax.lax.axis_index(problem.axis) + devices * jnp.arange(-(-frames // devices))
+
+
+def divide(problem: Problem, size: Degrees) -> tuple[Problem, Slots]:
+    """Returns the problem with its chunks by frames, those of this device, and their slots.
+
+    Without an axis the problem as it is. The chunks of all devices are gathered once, so the way
+    for a lattice, not for all pixels.
+    """
+    if problem.axis is None:
+        return problem, arrange(problem, size)
+    whole = _gather(problem)
+    slots = arrange(whole, size)
+    own = own_frames(problem)
+    data, fields = whole.pointmaps, whole.flow
+
+    def take(table, valid, values):
+        """Entries of (1, K, ...) at the slots of the own frames, (J, width, ...), and rows."""
+        rows, used = (jnp.take(part, own, axis=0, mode="fill", fill_value=0)
+                      for part in (table, valid))  # fmt: skip
+        order = jnp.arange(rows.size, dtype=jnp.int32).reshape(rows.shape)
+        return [value[0][rows] for value in values], used, table.at[own].set(order, mode="drop")
+
+    (points, weight, frame, row), used, observation = take(
+        slots.observation, slots.valid, (data.points, data.weight, data.frame, data.row)
+    )
+    data = dataclasses.replace(
+        data, points=points, weight=jnp.where(used[..., None], weight, 0), frame=frame, row=row
+    )
+    field = slots.field
+    if fields is not None:
+        count = jnp.moveaxis(fields.count, 0, -1)
+        (values, trust, source, target, count), used, field = take(
+            field, slots.field_valid,
+            (fields.flow, fields.trust, fields.source, fields.target, count),
+        )  # fmt: skip
+        count = jnp.moveaxis(jnp.where(used[..., None], count, 0), -1, 0)
+        fields = dataclasses.replace(
+            fields, flow=values, trust=trust, source=source, target=target, count=count
+        )
+    divided = dataclasses.replace(problem, pointmaps=data, flow=fields)
+    return divided, dataclasses.replace(slots, observation=observation, field=field)
+
+
+def _gather(problem: Problem) -> Problem:
+    """The problem with the chunks of all devices, as one chunk; one exchange for each type."""
+    data, fields = problem.pointmaps, problem.flow
+    chunks = [data.points, data.weight, data.frame, data.row]
+    if fields is not None:
+        count = jnp.moveaxis(fields.count, 0, -1)
+        chunks += [fields.flow, fields.trust, fields.source, fields.target, count]
+    rows = [chunk.reshape(-1, *chunk.shape[2:]) for chunk in chunks]
+    found: list[Array] = list(rows)
+    for dtype in dict.fromkeys(part.dtype for part in rows):  # in one order everywhere
+        chosen = [k for k, part in enumerate(rows) if part.dtype == dtype]
+        vector = jnp.concatenate([rows[k].reshape(-1) for k in chosen])
+        gathered = jax.lax.all_gather(vector, problem.axis)
+        ends = np.cumsum([rows[k].size for k in chosen])[:-1]
+        for k, part in zip(chosen, jnp.split(gathered, ends, axis=1), strict=True):
+            found[k] = part.reshape(1, -1, *rows[k].shape[1:])
+    points, weight, frame, row, *rest = found
+    data = dataclasses.replace(data, points=points, weight=weight, frame=frame, row=row)
+    if fields is not None:
+        values, trust, source, target, count = rest
+        count = jnp.moveaxis(count, -1, 0)
+        fields = dataclasses.replace(
+            fields, flow=values, trust=trust, source=source, target=target, count=count
+        )
+    return dataclasses.replace(problem, pointmaps=data, flow=fields)
 
 
 def _by_key(keys, usable, num_keys, width):

@@ -38,14 +38,16 @@ def finish(
     gives it back, and "accepted" is False.
     """
     moved = spread(start, state.variables, stride)
-    counts = gauss_newton.flow_counts(state.terms, config, config.gauss_newton_steps)
+    steps = config.gauss_newton_steps
+    counts = gauss_newton.flow_counts(state.terms, config, steps)
     free = trainable.log_depth
     if not (isinstance(free, bool) and not free):
         solved = depth_solve.solve(moved, problem, config, counts)
         free = jnp.reshape(jnp.asarray(free), (-1, 1, 1))
         log_depth = jnp.where(free, solved.log_depth, start.log_depth)
         moved = dataclasses.replace(moved, log_depth=log_depth)
-    total, terms = objective.evaluate(moved, problem, config, True)
+    terms = gauss_newton.terms_at(moved, problem, config)
+    total = gauss_newton.total_of(terms, config, gauss_newton.flow_counts(terms, config, steps))
     good = jnp.isfinite(total) & ~state.failed
     moved = jax.tree.map(lambda new, old: jnp.where(good, new, old), moved, start)
     last = {name: terms[name] for name in objective.term_names(problem)}

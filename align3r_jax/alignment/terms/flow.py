@@ -296,14 +296,10 @@ def flow_terms(
     return flow_shares(geometry, pixels, data, pixel_cut)[1]
 
 
-def flow_shares(
-    geometry: Geometry, pixels: Array, data: FlowData, pixel_cut: float, axis: str | None = None
-) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    """Returns what this device's fields add to `flow_terms`, and the terms over all devices.
-
-    axis: name of the mesh axis over which the fields are spread. Gradients pass through the shares
-    alone (without an axis both are the same).
-    """
+def own_sums(
+    geometry: Geometry, pixels: Array, data: FlowData, pixel_cut: float
+) -> tuple[Array, Array]:
+    """Returns `robust_sums` of the fields that are here, at a scene."""
     depth = geometry.depth.reshape(geometry.depth.shape[0], -1)
     homography, epipole = warp.transfer(
         geometry.intrinsics[data.source],
@@ -312,11 +308,25 @@ def flow_shares(
         geometry.world_from_cam[data.target],
     )
     disparity = 1 / (depth + warp.DISPARITY_EPSILON)
-    cost, count = robust_sums(disparity, homography, epipole, data, pixels, pixel_cut)
+    return robust_sums(disparity, homography, epipole, data, pixels, pixel_cut)
+
+
+def mean_of(cost: Array, count: Array) -> tuple[Array, Array]:
+    """Returns (L_12, L_21) of both results of `robust_sums`, (R,) each; 0 where none is kept."""
+    mean = jnp.where(count > 0, cost / jnp.where(count > 0, count, 1.0), 0.0)
+    return mean[0], mean[-1]
+
+
+def flow_shares(
+    geometry: Geometry, pixels: Array, data: FlowData, pixel_cut: float, axis: str | None = None
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """Returns what this device's fields add to `flow_terms`, and the terms over all devices.
+
+    axis: name of the mesh axis over which the fields are spread. Gradients pass through the shares
+    alone (without an axis both are the same).
+    """
+    cost, count = own_sums(geometry, pixels, data, pixel_cut)
     whole = cost
     if axis is not None:
         whole, count = jax.lax.psum(jax.lax.stop_gradient((cost, count)), axis)
-    share, mean = (
-        jnp.where(count > 0, part / jnp.where(count > 0, count, 1.0), 0.0) for part in (cost, whole)
-    )
-    return (share[0], share[-1]), (mean[0], mean[-1])
+    return mean_of(cost, count), mean_of(whole, count)
