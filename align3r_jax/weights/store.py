@@ -109,12 +109,15 @@ def load(
     if path.is_dir() and folder_lib.is_weights(path):
         return _load_folder(path, kind, sharding, dtype)
     weights = reader.read_weights(path, kind, arguments)
-    initial = None
+    headless = weights.kind.name == PAIRWISE and not any(
+        "downstream_head" in name for name in weights.state
+    )
+    initial, meta = None, {"source": weights.source}
     if initialise_missing:
         initial = weights.kind.network_module.init_params(weights.config, jax.random.key(0))
-    elif weights.kind.name == PAIRWISE and not any(
-        "downstream_head" in name for name in weights.state
-    ):
+        if headless:
+            meta["initialised"] = ["head1", "head2"]
+    elif headless:
         raise UserError(
             f"{path.name} has no heads: these are weights of CroCo's pre-training, which predict "
             "no point maps. To start a training from them, convert with --initialise_missing."
@@ -126,7 +129,7 @@ def load(
         placement.place(params, sharding, dtype),
         path.stem if path.is_file() else path.name,
         folder_lib.checksum(settings_lib.encode_network(weights.config), described),
-        {"source": weights.source},
+        meta,
         weights.kind.name,
     )
 
