@@ -1,98 +1,109 @@
-"""Training on rendered scenes.
+"""Training.
 
-    python -m experiments.train --config=experiments/configs/small_depth.py --workdir=outputs/mono
+    python -m experiments.train --config=experiments/configs/smoke.py --workdir=outputs/smoke
+    python -m experiments.train --config=... --workdir=... --config.steps=9000   # any setting
 
-The same command continues an interrupted run. `metrics.jsonl` in the work folder has one line per
-interval; `--export=DIR` writes the averaged weights as float16 after training (the pairwise network
-then loads with `align3r_jax.load(DIR)`).
+The same command continues an interrupted run, to the bit. `experiments.reconstruct
+--weights=WORKDIR` uses what it has learned so far, `--export=DIR` writes the averaged weights as
+float16 when done. Several processes: the same command in each, with --coordinator --num_processes
+--process_id, or without them where JAX finds out by itself (TPU pods, Slurm). docs/training.md
+says more.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
+import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 from absl import flags
+from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import config_flags
 
-from align3r_jax import config as config_lib
+from align3r_jax.config import NetworkConfig
 from align3r_jax.errors import UserError
-from align3r_jax.networks import align3r
-from align3r_jax.networks.small_depth import SmallDepth, SmallDepthConfig
-from align3r_jax.training import loop, optimizer, partitioning, state, step, tasks
-from align3r_jax.weights import store
-from data.procedural import stream
-from experiments import cli
+from align3r_jax.training import loop
+from align3r_jax.training.state import TrainState
+from align3r_jax.weights import settings as settings_lib
+from align3r_jax.weights import store, training_folder
+from experiments import cli, train_settings, train_setup
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", "experiments/configs/align3r_small.py", "Settings, a Python file.", lock_config=True
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run.", required=True)
 EXPORT = flags.DEFINE_string("export", None, "Write the averaged weights here when done.")
+COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, if several run.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes run.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.")
+DISTRIBUTED = flags.DEFINE_enum(
+    "distributed", "auto", ["auto", "on", "off"],
+    "Several processes found by JAX itself (on: TPU pods, Slurm, Open MPI); auto: where the "
+    "environment says so.",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    settings = CONFIG.value.to_dict()
-    compute_type = jnp.dtype(settings["compute_dtype"])
+    start_processes()
+    values = CONFIG.value.to_dict()
+    settings = train_settings.settings_from(values)
+    folder = train_setup.work_folder(WORKDIR.value)
+    newest = training_folder.find(folder)
+    trainer = train_setup.make_trainer(settings)
+    sets = train_setup.evaluation_sets(trainer)
+    with train_setup.open_batches(trainer, int(newest.name) if newest else 0) as batch_of:
+        final = loop.run(
+            settings=trainer.loop_settings(),
+            start=trainer.start,
+            abstract=trainer.abstract,
+            step=trainer.step,
+            batch_of=batch_of,
+            shardings=trainer.shardings,
+            folder=folder,
+            config=values,
+            meta={"network": describe(trainer.task.network)},
+            position=settings.position,
+            evaluate=train_setup.evaluator(trainer, sets),
+            pictures=train_setup.painter(trainer, sets, batch_of),
+        )
+    if EXPORT.value:
+        export(final, trainer)
 
-    # ---- model
-    if settings["task"] == "pairwise":
-        network = config_lib.NETWORK_PRESETS.get(settings["network"])
-        if network is None:
-            raise UserError(
-                f"Unknown network {settings['network']!r}; known are "
-                f"{sorted(config_lib.NETWORK_PRESETS)}."
-            )
-        loss_fn = tasks.pairwise_loss(network, settings["alpha"], compute_type)
-        first = lambda key: align3r.init_params(network, key)  # noqa: E731
-    elif settings["task"] == "mono":
-        network = SmallDepthConfig()
-        loss_fn = tasks.mono_loss(network, dtype=compute_type)
-        image = jnp.zeros((1, settings["height"], settings["width"], 3))
-        first = lambda key: SmallDepth(network).init(key, image)["params"]  # noqa: E731
-    else:
-        raise UserError(f"config.task is {settings['task']!r}; known are pairwise and mono.")
 
-    # ---- optimiser, devices, data
-    tx = optimizer.make_optimizer(
-        optimizer.OptimizerConfig(total=settings["steps"], **settings["optimizer"])
-    )
-    mesh = partitioning.data_mesh()
-    replicated, split = partitioning.shardings(mesh, settings["batch_size"])
-    batch_of = stream.batches(
-        batch_size=settings["batch_size"],
-        height=settings["height"],
-        width=settings["width"],
-        seed=settings["seed"],
-        prior_dropout=settings["prior_dropout"],
-        sharding=split,
-    )
-    validation = stream.validation_batches(settings["height"], settings["width"])
+def start_processes() -> None:
+    """Joins the other processes of this run, if there are any."""
+    given = [flag.value is not None for flag in (COORDINATOR, NUM_PROCESSES, PROCESS_ID)]
+    if any(given):
+        if not all(given):
+            raise UserError("--coordinator, --num_processes and --process_id go together.")
+        if NUM_PROCESSES.value > 1:
+            jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    elif DISTRIBUTED.value == "on" or (DISTRIBUTED.value == "auto" and _is_one_of_several()):
+        jax.distributed.initialize()
 
-    # ---- train
-    final = loop.run(
-        init_state=lambda: state.create(first(jax.random.key(settings["seed"])), tx),
-        step=step.make_step(loss_fn, tx, settings["average_decay"], replicated, split),
-        batch_of=batch_of,
-        total_steps=settings["steps"],
-        folder=Path(WORKDIR.value),
-        config=settings,
-        sharding=replicated,
-        seed=settings["seed"],
-        log_every=settings["log_every"],
-        save_every=settings["save_every"],
-        evaluate=stream.evaluator(loss_fn, validation),
-        evaluate_every=settings["evaluate_every"],
-        max_seconds=60 * settings["max_minutes"] or math.inf,
-    )
-    if EXPORT.value and jax.process_index() == 0:
-        settings_of = network if settings["task"] == "pairwise" else dataclasses.asdict(network)
-        store.save_shipped(EXPORT.value, jax.device_get(final.average), settings_of)
+
+def _is_one_of_several() -> bool:
+    slurm = "SLURM_STEP_NODELIST" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1
+    return slurm or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+
+
+def describe(network: object) -> dict[str, object]:
+    """Returns the kind and the settings of a network as JSON types."""
+    if isinstance(network, NetworkConfig):
+        return {"kind": "pairwise", "settings": settings_lib.encode_network(network)}
+    return {"kind": "settings", "settings": dataclasses.asdict(network)}  # type: ignore[call-overload]
+
+
+def export(final: TrainState, trainer: train_setup.Trainer) -> None:
+    """Writes the averaged weights; the first process does, all hand over their parts."""
+    everywhere = NamedSharding(trainer.mesh, PartitionSpec())
+    average = jax.device_get(jax.jit(lambda x: x, out_shardings=everywhere)(final.average))
+    if jax.process_index() == 0:
+        network = trainer.task.network
+        settings = network if isinstance(network, NetworkConfig) else dataclasses.asdict(network)
+        store.save_shipped(EXPORT.value, average, settings)
         print(f"Weights of step {int(final.step)} written to {EXPORT.value}")
 
 

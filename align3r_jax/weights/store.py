@@ -3,6 +3,7 @@
 `load` takes any of the three: `load("weights/align3r")` a folder that `save` wrote,
 `load("align3r_depthpro.pth")` an official file, `load("align3r_small")` what the package ships;
 `load("depth_pro.pt", kind=None)` a network of any kind, see `kinds.py`;
+`load("outputs/run")` the work folder of a training, its newest averaged parameters;
 `load(folder, sharding=NamedSharding(mesh, PartitionSpec()), dtype="bfloat16")` places and casts.
 """
 
@@ -25,7 +26,7 @@ from safetensors import numpy as safetensors_numpy
 from align3r_jax.config import NETWORK_PRESETS, NetworkConfig
 from align3r_jax.errors import UserError
 from align3r_jax.weights import folder as folder_lib
-from align3r_jax.weights import kinds, placement, reader
+from align3r_jax.weights import kinds, placement, reader, training_folder
 from align3r_jax.weights import settings as settings_lib
 from align3r_jax.weights.kinds import PAIRWISE
 from align3r_jax.weights.placement import Params, Shardings
@@ -93,7 +94,9 @@ def load(
     initialise_missing: bool = False,
     arguments: Mapping[str, Any] | None = None,
 ) -> LoadedNetwork:
-    """Returns a network from a converted folder, an official file, or a shipped name.
+    """Returns a network from a converted folder, an official file, a shipped name, or a training.
+
+    Of the work folder of a training the newest checkpoint counts; one may also be named.
 
     kind: what it may be, names of `kinds.KINDS`; None accepts every kind. sharding: where the
     parameters go (None: the default device); converted folders are read straight into it, each
@@ -108,6 +111,9 @@ def load(
     dtype = None if dtype is None else placement.known_dtype(dtype)
     if path.is_dir() and folder_lib.is_weights(path):
         return _load_folder(path, kind, sharding, dtype)
+    checkpoint = training_folder.find(path)
+    if checkpoint is not None:
+        return _load_training(path, checkpoint, kind, sharding, dtype)
     weights = reader.read_weights(path, kind, arguments)
     headless = weights.kind.name == PAIRWISE and not any(
         "downstream_head" in name for name in weights.state
@@ -208,7 +214,8 @@ def _locate(source: str | Path) -> Path:
         )
     raise UserError(
         f"There are no weights at {source}: expected a converted folder, an official .pth or "
-        f".safetensors file, a hub folder, or the name of a shipped network ({_shipped_names()})."
+        ".safetensors file, a hub folder, the work folder of a training, or the name of a shipped "
+        f"network ({_shipped_names()})."
     )
 
 
@@ -332,5 +339,34 @@ def _load_folder(
         path.name,
         manifest["checksum"],
         manifest["meta"],
+        kind.name,
+    )
+
+
+def _load_training(
+    path: Path,
+    checkpoint: Path,
+    wanted: str | Sequence[str] | None,
+    sharding: Shardings | None,
+    dtype: str | None,
+) -> LoadedNetwork:
+    meta = training_folder.read_meta(checkpoint)
+    if meta["network"]["kind"] == _SETTINGS:
+        raise UserError(
+            f"{path} is the training of a network that is chosen by its name only; export its "
+            "weights with `experiments.train --export`."
+        )
+    kind = kinds.get(meta["network"]["kind"])
+    kinds.check_wanted(kind, wanted, str(path))
+    config = settings_lib.decode_network(meta["network"]["settings"], str(path), kind)
+    abstract = kind.network_module.abstract_params(config)
+    params = training_folder.restore_average(checkpoint, abstract)
+    described = folder_lib.describe(_flatten(params))
+    return LoadedNetwork(
+        config,
+        placement.place(params, sharding, dtype),
+        path.name,
+        folder_lib.checksum(settings_lib.encode_network(config), described),
+        {"source": str(checkpoint), "step": meta["step"]},
         kind.name,
     )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,35 +31,38 @@ def batches(
     `prior_dropout` of the pairs; its focal is `camera.DEFAULT_FOCAL` or the true one within 10 %.
     """
     bank = textures.make_bank()
-    render = jax.jit(
-        lambda key: _batch(key, bank, batch_size, height, width, prior_dropout, options),
-        out_shardings=sharding,
-    )
+    render = _renderer(batch_size, height, width, options, sharding)
     root = jax.random.key(seed)
-    return lambda step: render(jax.random.fold_in(root, step))
+    return lambda step: render(jax.random.fold_in(root, step), bank, prior_dropout)
 
 
 def validation_batches(
-    height: int, width: int, count: int = 4, batch_size: int = 16
+    height: int,
+    width: int,
+    count: int = 4,
+    batch_size: int = 16,
+    sharding: jax.sharding.Sharding | None = None,
 ) -> list[Batch]:
     """Returns fixed batches of unseen scenes with unseen textures, every pair with a prior."""
     bank = textures.make_bank(textures.EVALUATION_SEED)
     root = jax.random.key(_VALIDATION_SEED)
-    render = jax.jit(
-        lambda key: _batch(key, bank, batch_size, height, width, 0.0, pairs.PairOptions())
-    )
-    return [render(jax.random.fold_in(root, k)) for k in range(count)]
+    render = _renderer(batch_size, height, width, pairs.PairOptions(), sharding)
+    return [render(jax.random.fold_in(root, k), bank, 0.0) for k in range(count)]
 
 
-def evaluator(loss_fn: Callable[..., Any], validation: list[Batch]) -> Callable[[Any], dict]:
-    """Returns evaluate(params) -> mean details over the validation batches."""
-    compute = jax.jit(lambda params, batch: loss_fn(params, batch, jax.random.key(0))[1])
+@functools.lru_cache(maxsize=8)
+def _renderer(
+    size: int,
+    height: int,
+    width: int,
+    options: pairs.PairOptions,
+    sharding: jax.sharding.Sharding | None,
+) -> Callable[[jax.Array, textures.TextureBank, float], Batch]:
+    # Compiling takes 20 CPU seconds: training and validation of one size share it.
+    def render(key: jax.Array, bank: textures.TextureBank, prior_dropout: float) -> Batch:
+        return _batch(key, bank, size, height, width, prior_dropout, options)
 
-    def evaluate(params: Any) -> dict[str, float]:
-        details = [jax.device_get(compute(params, batch)) for batch in validation]
-        return {k: float(sum(d[k] for d in details) / len(details)) for k in details[0]}
-
-    return evaluate
+    return jax.jit(render, out_shardings=sharding)
 
 
 def _batch(

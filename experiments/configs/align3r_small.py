@@ -1,8 +1,11 @@
 """The shipped pairwise network, trained on rendered pairs alone.
 
-python -m experiments.train --config=experiments/configs/align3r_small.py --workdir=outputs/small
-
+Command: python -m experiments.train --config=experiments/configs/align3r_small.py
+    --workdir=outputs/small --export=outputs/small_weights
 Learns to clean a depth prior, with and without one (prior dropout); hardly any relative pose.
+Hardware and time: two CPU cores, about 2.5 hours.
+Expected: Abs Rel of a noisy prior falls to about 0.87 of itself on unseen rendered scenes; what the
+committed weights reach is written in align3r_jax/weights/shipped.
 """
 
 from ml_collections import ConfigDict
@@ -15,13 +18,12 @@ def get_config(arg: str = "") -> ConfigDict:
         {
             "task": "pairwise",
             "network": "align3r_small",
-            "height": 128,
-            "width": 160,
+            "data": {"source": "procedural", "prior_dropout": 0.35},
+            "resolutions": ((128, 160),),
             "batch_size": 8,
             "steps": 4000,
             "seed": 0,
-            "prior_dropout": 0.35,
-            "alpha": 0.2,
+            "loss": {"alpha": 0.2},
             "optimizer": {
                 "lr": 8e-4,
                 "lr_min": 1e-5,
@@ -34,6 +36,8 @@ def get_config(arg: str = "") -> ConfigDict:
             "log_every": 50,
             "save_every": 200,
             "evaluate_every": 500,
+            "evaluate": {"sets": {"unseen": "procedural"}, "batches": 4, "batch_size": 16},
+            "images_every": 1000,
             "max_minutes": 0.0,  # 0: no limit
         }
     )
