@@ -17,7 +17,8 @@ def _run(tmp_path, kind, clips, pairs, *, devices, processes=1, solvers=BOTH):
     """solver -> (collectives by name, [(leaf on the mesh, on one device)]) of `sharded_run`."""
     out = tmp_path / "result.npz"
     module = "tests.alignment.sharded_run"
-    launcher.run(module, kind, clips, pairs, out, devices=devices, processes=processes)
+    arguments = (kind, clips, pairs, ",".join(solvers), out)
+    launcher.run(module, *arguments, devices=devices, processes=processes)
     result = np.load(out)
     found = {}
     for solver in solvers:
