@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from align3r_jax import pairing
+from align3r_jax.alignment import joint
 from align3r_jax.config import NetworkConfig, ReconstructConfig
 from align3r_jax.errors import UserError
 from align3r_jax.predictors import flow_lattice
@@ -26,11 +27,22 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY = {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 _SHARE = 0.5  # of the free memory, unless the user names a limit
 
-_PROGRAMS = 700 << 20  # compiled programs, temporaries of the compiler, what the allocator keeps
+_PROGRAMS = 700 << 20  # flat: compiled programs, the compiler, what the allocator keeps
+# Hierarchical, by stage: every stage adds its own programs to those of the stages before, whatever
+# the size of the frames. Measured (docs/long_videos.md).
+_PROGRAMS_SO_FAR = {
+    "frame features": 300 << 20,
+    "key frames": 430 << 20,
+    "clips": 1030 << 20,
+    "joint refinement": 1420 << 20,
+    "outputs": 1250 << 20,
+}
+_LAST_CALL = 310 << 20  # one more where the last call has fewer clips than the others
+_NETWORK = 400 << 20  # those of a pairwise network
 _POINT = 32  # bytes per pixel and pair: two point maps (3) and confidences (1), float32
 _FIELD = 12  # bytes per pixel and flow field: two components and a weight, float32
 _RUN = 200  # bytes per pixel and pair of one run: given, laid out, searched for moving things
-_STACKED = 400  # the same for the clips of one call, stacked; measured (docs/long_videos.md)
+_STACKED = 200  # the same for the clips of one call, stacked; measured (docs/long_videos.md)
 _FRAME = 80  # bytes per pixel and frame of a run: depth, moments, points and their gradient
 _RESULT = 9  # bytes per pixel and frame that every finished clip leaves: depth, confidence, mask
 _OUTPUT = 50  # bytes per pixel and frame while the result is decoded, written and read for a report
@@ -243,12 +255,13 @@ def predict(
 ) -> dict[str, int]:
     """Returns stage -> peak bytes of the process."""
     pixels = height * width
-    base = resident + _PROGRAMS
+    base = resident
     video = num_frames * pixels
     prior = (4 if config.prior in ("plane", "none") else 8) * video
     features, kept = _features(plan, num_frames, height, width, config, network)
     base += prior + kept
     stages = {"frame features": base + features}
+    late = 0
     decode = _decode_bytes(pixels, network) * plan.pair_batch
     if plan.mode == "flat":
         pairs = pairing.make_pairs(num_frames, config.pairs).num_pairs
@@ -256,15 +269,23 @@ def predict(
     else:
         size = plan.clip_size
         clip = pairing.clip_graph(size, config.pairs.clip_symmetric).num_pairs
-        clips = min(plan.clips_per_call, -(-num_frames // size))
+        count = len(pairing.clips(num_frames, size))
+        clips = min(plan.clips_per_call, count)
+        late = _LAST_CALL if count % clips else 0
         done = _RESULT * video
         call = clips * (clip * _STACKED + size * _FRAME) * pixels
-        keys = _key_frame_bytes(plan, num_frames, size, pixels, config)
-        lattice, pairs = _joint_bytes(plan, num_frames, size, pixels, config)
+        call = max(call, call * (count % clips) // clips + late)
+        keys = _key_frame_bytes(plan, num_frames, height, width, config)
+        lattice, pairs = _joint_bytes(plan, num_frames, height, width, config)
         stages["key frames"] = base + keys + decode
         stages["clips"] = base + done + call + lattice + decode
-        stages["joint refinement"] = base + done + pairs
+        # The results of the clips are there twice while they are joined.
+        stages["joint refinement"] = base + 2 * done + pairs
     stages["outputs"] = base + _OUTPUT * video + _CLOUD
+    for name in stages:
+        stages[name] += _PROGRAMS if plan.mode == "flat" else _PROGRAMS_SO_FAR[name]
+        stages[name] += late if name in ("joint refinement", "outputs") else 0
+        stages[name] += 0 if network is None or plan.mode == "flat" else _NETWORK
     return {name: int(size) for name, size in stages.items()}
 
 
@@ -290,12 +311,14 @@ def _decode_bytes(pixels: int, network: NetworkConfig | None) -> int:
     return 4 * pixels * (3 * network.dpt_last_dim + 2 * network.dpt_feature_dim)
 
 
-def _key_frame_bytes(plan, num_frames, size, pixels, config) -> int:
-    graph = _key_frames(num_frames, size, config)
+def _key_frame_bytes(plan, num_frames, height, width, config) -> int:
+    graph, pixels = _key_frames(num_frames, plan.clip_size, config), height * width
     if not plan.lattice_keys:
         return pixels * (graph.num_pairs * _RUN + graph.num_frames * _FRAME)
-    return plan.pairs_at_once * pixels * (_POINT + _FIELD) + _lattice_bytes(
-        plan, graph.num_pairs, graph.num_frames
+    cells = lattice_pixels(height, width, plan, config)
+    at_once = min(plan.pairs_at_once, graph.num_pairs)
+    return at_once * pixels * _POINT + cells * (
+        graph.num_pairs * 3 * _POINT + graph.num_frames * _FRAME
     )
 
 
@@ -306,17 +329,32 @@ def _key_frames(num_frames, size, config):
     )
 
 
-def _joint_bytes(plan, num_frames, size, pixels, config) -> tuple[int, int]:
-    """Bytes of the lattice that the clips leave, and of its refinement."""
+def lattice_pixels(height: int, width: int, plan: Plan, config: ReconstructConfig) -> int:
+    """Returns how many pixels of a frame the joint refinement really looks at."""
+    alignment = dataclasses.replace(config.alignment, joint_pixels=plan.joint_pixels)
+    stride = joint.stride_of(height, width, alignment)
+    return len(range(stride // 2, height, stride)) * len(range(stride // 2, width, stride))
+
+
+def joint_pairs(num_frames: int, clip_size: int, config: ReconstructConfig) -> int:
+    """Returns how many pairs it looks at: of all clips, of their borders and of key frames."""
+    clips = pairing.clips(num_frames, clip_size)
+    inside = sum(
+        pairing.clip_graph(len(clip), config.pairs.clip_symmetric).num_pairs for clip in clips
+    )
+    borders = len(pairing.border_pairs(clips))
+    return inside + borders + _key_frames(num_frames, clip_size, config).num_pairs
+
+
+def _joint_bytes(plan, num_frames, height, width, config) -> tuple[int, int]:
+    """Bytes of the lattice that the clips leave, and of its refinement.
+
+    Refined, it is there as parts, in one piece and laid out for the loop.
+    """
     if not (config.alignment.join_rescale and config.alignment.joint_iterations):
         return 0, 0
-    clips = pairing.clips(num_frames, size)
-    inside = pairing.clip_graph(size, config.pairs.clip_symmetric).num_pairs
-    pairs = len(clips) * inside + len(pairing.border_pairs(clips))
-    pairs += _key_frames(num_frames, size, config).num_pairs
-    return pairs * plan.joint_pixels * (_POINT + _FIELD), _lattice_bytes(plan, pairs, num_frames)
-
-
-def _lattice_bytes(plan, pairs, frames) -> int:
-    """The pairs' lattice as parts, in one piece and laid out for the loop."""
-    return plan.joint_pixels * (pairs * 3 * (_POINT + _FIELD) + frames * _FRAME)
+    pairs = joint_pairs(num_frames, plan.clip_size, config)
+    cells = lattice_pixels(height, width, plan, config)
+    # Flow goes both ways; a symmetric graph has both ways as pairs.
+    kept = pairs * cells * (_POINT + (1 if config.pairs.clip_symmetric else 2) * _FIELD)
+    return kept, 3 * kept + num_frames * cells * _FRAME

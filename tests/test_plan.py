@@ -2,11 +2,15 @@
 
 import dataclasses
 
+import jax
+import numpy as np
 import pytest
 
-from align3r_jax import plan
-from align3r_jax.config import NETWORK_PRESETS, PairConfig, ReconstructConfig
+from align3r_jax import pairing, plan
+from align3r_jax.alignment import joint
+from align3r_jax.config import NETWORK_PRESETS, AlignmentConfig, PairConfig, ReconstructConfig
 from align3r_jax.errors import UserError
+from align3r_jax.structs import OpticalFlow, PairPredictions
 
 CONFIG = ReconstructConfig(prior="plane")
 RESIDENT = 500 << 20
@@ -57,6 +61,84 @@ def test_prediction_grows_linearly():
         assert second < 2.3 * max(first, 1 << 20), name
 
 
+def _nbytes(tree):
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
+def _arrays(pairs, height, width):
+    maps = [np.zeros((pairs, height, width, 3), np.float32) for _ in range(2)]
+    confidences = [np.zeros((pairs, height, width), np.float32) for _ in range(2)]
+    ends = np.stack([np.arange(pairs), np.arange(pairs) + 1], -1).astype(np.int32)
+    vectors = np.zeros((pairs, height, width, 2), np.float32)
+    flow = OpticalFlow(ends, vectors, np.zeros((pairs, height, width), np.float32))
+    return ends, PairPredictions(*maps, *confidences), flow
+
+
+def test_terms_are_the_bytes_of_the_arrays_they_name():
+    ends, predictions, flow = _arrays(5, 30, 50)
+    assert _nbytes(predictions) == 5 * 30 * 50 * plan._POINT
+    assert _nbytes(flow) - ends.nbytes == 5 * 30 * 50 * plan._FIELD
+    config = dataclasses.replace(CONFIG, alignment=AlignmentConfig(joint_pixels=70))
+    chosen = dataclasses.replace(_plan(40, 64e9, config), joint_pixels=70)
+    cells = plan.lattice_pixels(30, 50, chosen, config)
+    kept = joint.observe(ends, predictions, flow, joint.stride_of(30, 50, config.alignment))
+    assert kept.predictions.confidence1[0].size == cells == 84
+    assert _nbytes((kept.predictions, kept.flow)) - ends.nbytes == 5 * cells * (
+        plan._POINT + plan._FIELD
+    )
+    # What a clip leaves, and what the flow predictor keeps: depth, confidence, mask.
+    frame = (
+        np.zeros((30, 50), np.float32),
+        np.zeros((30, 50), np.float32),
+        np.zeros((30, 50), bool),
+    )
+    assert _nbytes(frame) == 30 * 50 * plan._RESULT
+
+
+@pytest.mark.parametrize("symmetric", (True, False))
+def test_pairs_of_the_joint_refinement_are_counted(symmetric):
+    """Frames 0-8, 9-17, 18-21: inside, across the borders both ways, and the three key frames."""
+    config = ReconstructConfig(pairs=PairConfig(clip_symmetric=symmetric))
+    lengths, step = (9, 9, 4), 2 if symmetric else 1
+    inside = [len(range(i + 1, n, step)) for n in lengths for i in range(n)]
+    both = 2 if symmetric else 1
+    expected = both * sum(inside) + 2 * (2 * 2) * 2 + both * 3
+    assert plan.joint_pairs(22, 9, config) == expected
+
+
+def test_stages_are_sums_of_these_terms():
+    """Exactly: what a stage adds to the one before is what its arrays take."""
+    frames, height, width = 100, 96, 128
+    chosen = _plan(frames, 64e9)
+    halved = dataclasses.replace(chosen, joint_pixels=chosen.joint_pixels // 4)
+    large, small = (
+        plan.predict(p, frames, height, width, CONFIG, None, RESIDENT) for p in (chosen, halved)
+    )
+    pairs = plan.joint_pairs(frames, chosen.clip_size, CONFIG)
+    cells = [plan.lattice_pixels(height, width, p, CONFIG) for p in (chosen, halved)]
+    per_pair = plan._POINT + (1 if CONFIG.pairs.clip_symmetric else 2) * plan._FIELD
+    kept = pairs * (cells[0] - cells[1]) * per_pair
+    assert large["clips"] - small["clips"] == kept
+    assert large["joint refinement"] - small["joint refinement"] == (
+        3 * kept + frames * (cells[0] - cells[1]) * plan._FRAME
+    )
+    count = len(pairing.clips(frames, chosen.clip_size))
+    whole, alone = (
+        plan.predict(
+            dataclasses.replace(chosen, clips_per_call=calls), frames, height, width, CONFIG,
+            None, RESIDENT,
+        )
+        for calls in (count, 1)
+    )  # fmt: skip
+    inside = pairing.clip_graph(chosen.clip_size, CONFIG.pairs.clip_symmetric).num_pairs
+    clip = (inside * plan._STACKED + chosen.clip_size * plan._FRAME) * height * width
+    assert whole["clips"] - alone["clips"] == (count - 1) * clip
+    assert count % chosen.clips_per_call, "the last call has fewer clips: one more program"
+    assert large["outputs"] - whole["outputs"] == plan._LAST_CALL
+    other = plan.predict(chosen, frames, height, width, CONFIG, None, RESIDENT + 12345)
+    assert all(other[name] - large[name] == 12345 for name in large)
+
+
 def test_mode_and_networks():
     assert _plan(20, 64e9).mode == "flat"
     assert _plan(200, 64e9).mode == "hierarchical"
@@ -69,7 +151,7 @@ def test_mode_and_networks():
     large_network = _plan(200, 64e9, network=NETWORK_PRESETS["align3r_vitl_512_dpt"])
     assert large_network.frames_kept == 200
     assert large_network.stages["clips"] > small_network.stages["clips"]
-    tight = _plan(200, 0.33 * large_network.peak, network=NETWORK_PRESETS["align3r_vitl_512_dpt"])
+    tight = _plan(200, 0.4 * large_network.peak, network=NETWORK_PRESETS["align3r_vitl_512_dpt"])
     assert tight.frames_kept < 200, "features are computed again rather than kept"
 
 

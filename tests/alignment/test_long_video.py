@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from align3r_jax import stages
+from align3r_jax import plan, stages
 from align3r_jax.alignment import hierarchical, joint
 from align3r_jax.alignment import variables as variables_lib
-from align3r_jax.config import AlignmentConfig, PairConfig
+from align3r_jax.config import AlignmentConfig, PairConfig, ReconstructConfig
 from align3r_jax.geometry import rigid
 from align3r_jax.structs import PairPredictions
 
@@ -99,6 +99,7 @@ def refined(world, parts):
 
 @pytest.mark.slow
 def test_scale_is_carried_and_all_frames_are_refined_together(world, parts, refined):
+    assert len(refined.pairs) == plan.joint_pairs(T, 4, ReconstructConfig(pairs=PAIRS))
     keys = parts["key frames"]
     runs = [run for name in parts if name[0] in "kc" for run in parts[name].results]
     apart, joined = (
