@@ -83,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
     model = align3r_jax.load(WEIGHTS.value) if WEIGHTS.value else None
     base = config_lib.ReconstructConfig(
         prior="plane" if model is None else "auto",
-        alignment=config_lib.AlignmentConfig(iterations=ITERATIONS.value),
+        alignment=config_lib.AlignmentConfig(solver="auto", iterations=ITERATIONS.value),
     )
     shrunk = {
         "frames": FRAMES.value or benchmark.FRAMES,

@@ -1,6 +1,7 @@
 """Errors on fixed, unseen procedural clips: defaults, and with a user's depth prior.
 
-    python -m experiments.benchmark_accuracy [--output=accuracy.json] [--clips=desk,room]
+    python -m experiments.benchmark_accuracy [--output=accuracy.json] [--clips=desk,room] \
+        [--priors=none,user]
 
 The clips (`data.procedural.benchmark`) have textures and scenes that no shipped network was
 trained on. Nothing of the truth is used but for the scores; the user's prior is the true depth
@@ -20,6 +21,7 @@ from tqdm import tqdm
 
 from align3r_jax import pipeline
 from align3r_jax.config import ReconstructConfig
+from align3r_jax.errors import UserError
 from align3r_jax.structs import DepthPrior
 from data.procedural import benchmark, noise
 from data.procedural import score as score_lib
@@ -28,7 +30,9 @@ from experiments import cli
 
 OUTPUT = flags.DEFINE_string("output", None, "Also write all numbers as JSON here.")
 CLIPS = flags.DEFINE_list("clips", None, "Names of clips; default: all.")
+PRIORS = flags.DEFINE_list("priors", ["none", "user"], "With which depth priors.")
 _PRIOR_SEED = 7
+_SETTINGS = {"none": ("defaults", False), "user": ("user prior", True)}
 
 
 def noisy_prior(clip: ProceduralClip, seed: int) -> DepthPrior:
@@ -73,7 +77,10 @@ def table(scores: dict[str, dict[str, float]], with_prior: bool) -> str:
 def main(argv: Sequence[str]) -> None:
     del argv
     names = CLIPS.value or list(benchmark.names())
-    settings = {"defaults": False, "user prior": True}
+    unknown = sorted(set(PRIORS.value) - set(_SETTINGS))
+    if unknown:
+        raise UserError(f"--priors={','.join(PRIORS.value)}: expected none, user or both.")
+    settings = dict(_SETTINGS[name] for name in PRIORS.value)
     scores: dict[str, dict[str, dict[str, float]]] = {title: {} for title in settings}
     with tqdm(total=len(names) * len(settings), desc="clips") as progress:
         for index, name in enumerate(names):
