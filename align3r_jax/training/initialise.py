@@ -24,8 +24,9 @@ from flax import traverse_util
 
 from align3r_jax.config import NetworkConfig
 from align3r_jax.errors import UserError
-from align3r_jax.networks import align3r, initial
-from align3r_jax.weights import store
+from align3r_jax.networks import align3r, croco_pretrain, initial
+from align3r_jax.weights import kinds, store, training_folder
+from align3r_jax.weights import settings as settings_lib
 
 # Settings that must agree for encoder and decoders to be of use.
 _STACKS = (
@@ -80,16 +81,29 @@ def from_weights(
 ) -> tuple[dict[str, Any], Report]:
     """Returns (parameters as NumPy arrays, where they came from), and says a short summary.
 
-    source: what `weights.store.load` reads, files of CroCo v2 included. key: of what is fresh.
+    source: what `weights.store.load` reads, files of CroCo v2 and work folders of masked
+    pre-training included. key: of what is fresh.
     Raises UserError if there are no such weights or they do not fit.
     """
-    loaded = store.load(source, initialise_missing=True)
-    drawn = set(loaded.meta.get("initialised", ()))
-    params = {name: value for name, value in loaded.params.items() if name not in drawn}
-    values, report = from_params(config, params, loaded.config, key, loaded.name)
+    values, report = from_params(config, *_read(Path(source)), key, Path(source).name)
     if jax.process_index() == 0:
         say(report.summary())
     return values, report
+
+
+def _read(source: Path) -> tuple[Mapping[str, Any], NetworkConfig]:
+    """Returns the parameters that really are in `source`, and their configuration."""
+    checkpoint = training_folder.find(source)
+    if checkpoint is not None:
+        meta = training_folder.read_meta(checkpoint)
+        if meta.get("config", {}).get("task") == "croco":
+            settings = meta["network"]["settings"]
+            config = settings_lib.decode_network(settings, str(source), kinds.get(kinds.PAIRWISE))
+            abstract = croco_pretrain.abstract_params(config)
+            return training_folder.restore_average(checkpoint, abstract), config
+    loaded = store.load(source, initialise_missing=True)
+    drawn = loaded.meta.get("initialised", ())
+    return {k: value for k, value in loaded.params.items() if k not in drawn}, loaded.config
 
 
 def from_params(

@@ -9,8 +9,8 @@ from flax import traverse_util
 
 from align3r_jax.errors import UserError
 from align3r_jax.networks import align3r, croco_pretrain
-from align3r_jax.training import initialise
-from align3r_jax.weights import croco_file, store
+from align3r_jax.training import checkpoint, initialise, optimizer, state
+from align3r_jax.weights import croco_file, settings, store
 from tests.training import tiny
 
 ALIGN3R = dataclasses.replace(tiny.NETWORK, head="dpt")
@@ -53,7 +53,7 @@ def test_dust3r_starts_align3r_with_a_prior_branch_that_adds_nothing(dust3r):
     assert all(np.array_equal(_flat(back)[path], given[path]) for path in given)
 
 
-def test_linear_heads_give_way_to_dpt_heads(dust3r):
+def test_linear_heads_give_way_to_dpt_heads():
     linear = _filled(align3r.abstract_params(LINEAR))
     params, report = initialise.from_params(DUST3R, linear, LINEAR, KEY)
     assert _groups(report.fresh) == _groups(report.unused) == {"head1", "head2"}
@@ -62,14 +62,14 @@ def test_linear_heads_give_way_to_dpt_heads(dust3r):
         linear["decoder2"]["block_03"]["mlp"]["fc1"]["kernel"],
     )
     # Heads of another meaning are not taken either, though their shapes agree.
-    bounded = dataclasses.replace(DUST3R, conf_mode="sigmoid", conf_max=5.0)
-    _, report = initialise.from_params(bounded, dust3r, DUST3R, KEY)
+    bounded = dataclasses.replace(LINEAR, conf_mode="sigmoid", conf_max=5.0)
+    _, report = initialise.from_params(bounded, linear, LINEAR, KEY)
     assert _groups(report.fresh) == {"head1", "head2"}
 
 
-def test_pre_training_starts_both_decoders_from_memory_and_from_a_file(tmp_path, capsys):
+def test_pre_training_starts_both_decoders_from_memory_and_from_files(tmp_path, capsys):
     croco = _filled(croco_pretrain.abstract_params(LINEAR))
-    params, report = initialise.from_params(ALIGN3R, croco, LINEAR, KEY)
+    params, report = initialise.from_params(tiny.NETWORK, croco, LINEAR, KEY)
     assert _groups(report.taken) == {
         "encoder", "decoder_embed", "decoder1", "decoder_norm", "mask_token"
     }  # fmt: skip
@@ -85,12 +85,18 @@ def test_pre_training_starts_both_decoders_from_memory_and_from_a_file(tmp_path,
     path = croco_file.export(croco, LINEAR, tmp_path / "croco.safetensors")
     with pytest.raises(UserError, match="no heads"):
         store.load(path)
-    again, report = initialise.from_weights(ALIGN3R, path, KEY)
-    assert "head1" in _groups(report.fresh) and "prior_branch" in _groups(report.fresh)
-    for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(again), strict=True):
-        np.testing.assert_array_equal(a, b)
+    with checkpoint.Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+        network = {"kind": "pairwise", "settings": settings.encode_network(LINEAR)}
+        meta = {"network": network, "config": {"task": "croco"}, "step": 0}
+        tx = optimizer.make_optimizer(optimizer.OptimizerConfig())
+        checkpoints.save(state.create(croco, tx), meta)
+    for source in (path, tmp_path / "run"):
+        again, report = initialise.from_weights(tiny.NETWORK, source, KEY)
+        assert _groups(report.fresh) == {"prior_branch", "head1", "head2"}
+        for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(again), strict=True):
+            np.testing.assert_array_equal(a, b)
     printed = capsys.readouterr().out
-    assert "Start from croco" in printed and "fresh" in printed
+    assert "Start from croco" in printed and "Start from run" in printed and "fresh" in printed
 
 
 def test_what_cannot_start_a_network_gets_a_sentence(dust3r):
