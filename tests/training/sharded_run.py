@@ -21,14 +21,13 @@ if len(sys.argv) > 3:
 
 from jax.experimental import multihost_utils  # noqa: E402
 
+from align3r_jax.networks import align3r  # noqa: E402
 from align3r_jax.training import optimizer, partitioning, state, step, tasks  # noqa: E402
-from tests.networks import micro  # noqa: E402
 from tests.training import tiny  # noqa: E402
 
 STEPS, ROWS = 3, 16
 CONFIG = optimizer.OptimizerConfig(lr=1e-2, warmup=1, total=10, accumulate=2, frozen=("frozen/.*",))
-# No prior branch and one decoder block: compiles fast. Its head is large enough to be split.
-NETWORK = dataclasses.replace(tiny.NETWORK, prior_branch=False, dec_depth=1)
+NETWORK = tiny.PLAIN  # its head is large enough to be split
 
 
 def toy():
@@ -56,7 +55,7 @@ def toy():
 def network():
     """The same of the pairwise network, both orders of every pair, Align3R's encoder frozen."""
     config = dataclasses.replace(CONFIG, frozen="align3r")
-    params = jax.device_get(micro.parameters(NETWORK))
+    params = tiny.parameters(align3r.abstract_params(NETWORK))
     loss_fn = tasks.pairwise_loss(NETWORK, symmetrise=True)
     return params, loss_fn, lambda n: tiny.from_files(tiny.rendered(ROWS, seed=n)), config
 

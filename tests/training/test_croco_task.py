@@ -1,7 +1,5 @@
 """Masked pre-training: what is hidden stays hidden, and only that is scored."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,13 +12,13 @@ from align3r_jax.training import croco_task
 from tests.networks import micro
 from tests.training import tiny
 
-NETWORK = dataclasses.replace(tiny.NETWORK, prior_branch=False, dec_depth=1)
+NETWORK = tiny.PLAIN
 SIDE, PATCHES = 48, 9
 
 
 @pytest.fixture(scope="module")
 def params():
-    return micro.noisy(croco_pretrain.init_params(NETWORK, jax.random.key(0)))
+    return tiny.parameters(croco_pretrain.abstract_params(NETWORK))
 
 
 def test_exactly_the_share_is_hidden():
@@ -94,3 +92,12 @@ def test_patches_go_row_by_row():
     np.testing.assert_array_equal(
         patch_embed.patchify(image, 16)[0, 2], image[0, 16:, :16].reshape(-1)
     )
+
+
+def test_training_starts_from_noise_of_the_right_size():
+    start = croco_pretrain.init_params(NETWORK, jax.random.key(0))
+    assert jax.tree.structure(start) == jax.tree.structure(croco_pretrain.abstract_params(NETWORK))
+    kernel = np.asarray(start["prediction_head"]["kernel"])
+    bound = np.sqrt(6 / sum(kernel.shape))  # Xavier
+    assert 0.95 * bound < np.abs(kernel).max() <= bound
+    assert np.asarray(start["mask_token"]).std() < 0.05

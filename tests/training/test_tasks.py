@@ -13,13 +13,17 @@ from align3r_jax.config import NETWORK_PRESETS
 from align3r_jax.errors import UserError
 from align3r_jax.networks import align3r
 from align3r_jax.training import flops, losses, pair_batch, tasks
-from tests.networks import micro
 from tests.training import tiny
 
 
 @pytest.fixture(scope="module")
 def params():
-    return micro.parameters(tiny.NETWORK)
+    return tiny.parameters(align3r.abstract_params(tiny.NETWORK))
+
+
+@pytest.fixture(scope="module")
+def plain_params():
+    return tiny.parameters(align3r.abstract_params(tiny.PLAIN))
 
 
 def _value(loss_fn, params, batch):
@@ -69,7 +73,7 @@ def test_both_orders_are_trained_and_every_view_is_encoded_once(params):
     assert encoder > patches, "what depends on one frame is computed once"
 
 
-def test_both_forms_of_a_batch_say_the_same(params):
+def test_both_forms_of_a_batch_say_the_same():
     rendered = tiny.rendered()
     files = tiny.from_files(rendered)
     read = jax.jit(lambda batch: pair_batch.read(batch, tiny.NETWORK))
@@ -84,21 +88,20 @@ def test_both_forms_of_a_batch_say_the_same(params):
     point = np.stack([expected * 4 / tiny.FOCAL, 0 * expected, expected, expected**0], -1)
     moved = np.einsum("bij,bj->bi", rendered["cam1_from_cam2"], point)
     np.testing.assert_allclose(one.points2[0::2, 8, 16 + 4], moved[:, :3], rtol=1e-5)
-    loss, details = _value(tasks.pairwise_loss(tiny.NETWORK, metric_weight=0.5), params, files)
-    parts = details["confidence_1"] + details["confidence_2"] + 0.5 * details["metric"]
-    np.testing.assert_allclose(loss, parts, rtol=1e-6)
 
 
-def test_portrait_views_stored_transposed_give_the_loss_of_upright_ones(params):
+def test_portrait_views_stored_transposed_give_the_loss_of_upright_ones(plain_params):
     upright = tiny.from_files(tiny.rendered(height=32, width=16))
     upright["intrinsics"][..., 0, 0] = 1.2 * tiny.FOCAL
     upright["intrinsics"][:, 1, :2, 2] += [1.5, -2.0]
     stored = tiny.stored_transposed(upright, np.ones((tiny.ROWS, 2), bool))
     del upright["portrait"]
-    loss_fn = tasks.pairwise_loss(tiny.NETWORK, symmetrise=True, max_distance=2.5)
-    expected, _ = _value(loss_fn, params, upright)
-    loss, _ = _value(loss_fn, params, stored)
+    loss_fn = tasks.pairwise_loss(tiny.PLAIN, symmetrise=True, max_distance=2.5, metric_weight=0.5)
+    expected, details = _value(loss_fn, plain_params, upright)
+    loss, _ = _value(loss_fn, plain_params, stored)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    parts = details["confidence_1"] + details["confidence_2"] + 0.5 * details["metric"]
+    np.testing.assert_allclose(expected, parts, rtol=1e-6)
     # A mixed batch: the prior's camera is turned too.
     views = pair_batch.read(tiny.rendered() | {"portrait": stored["portrait"]}, tiny.RAY)
     plain = pair_batch.read(tiny.rendered(height=32, width=16), tiny.RAY)
@@ -164,13 +167,13 @@ def test_unknown_depth_is_not_trained_on_and_does_no_harm():
     assert np.isfinite(true.points1).all() and np.isfinite(true.points2).all()
 
 
-def test_memory_for_time_and_half_precision(params):
+def test_memory_for_time_and_half_precision(plain_params):
     batch = tiny.from_files(tiny.rendered())
 
     def program(**options):
-        loss_fn = tasks.pairwise_loss(tiny.NETWORK, **options)
+        loss_fn = tasks.pairwise_loss(tiny.PLAIN, **options)
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
-        return jax.make_jaxpr(gradient, return_shape=True)(params, batch, jax.random.key(0))
+        return jax.make_jaxpr(gradient, return_shape=True)(plain_params, batch, jax.random.key(0))
 
     plain, _ = program()
     again, _ = program(remat=True)
@@ -183,15 +186,13 @@ def test_memory_for_time_and_half_precision(params):
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((loss, grads)))
 
 
-def test_the_monitored_error_is_in_the_unit_of_the_truth_and_ignores_its_scale():
-    network = dataclasses.replace(tiny.NETWORK, prior_branch=False, dec_depth=1)
+def test_the_monitored_error_is_in_the_unit_of_the_truth_and_ignores_its_scale(plain_params):
     batch = tiny.from_files(tiny.rendered())
     larger = dict(batch, depth=3 * batch["depth"], cam1_from_cam2=batch["cam1_from_cam2"].copy())
     larger["cam1_from_cam2"][:, :3, 3] *= 3
-    error_fn = jax.jit(tasks.pairwise_error(network))
-    params = micro.parameters(network)
-    error, details = error_fn(params, batch, jax.random.key(0))
-    scaled, _ = error_fn(params, larger, jax.random.key(0))
+    error_fn = jax.jit(tasks.pairwise_error(tiny.PLAIN))
+    error, details = error_fn(plain_params, batch, jax.random.key(0))
+    scaled, _ = error_fn(plain_params, larger, jax.random.key(0))
     assert error > 0
     np.testing.assert_allclose(error, details["error_1"] + details["error_2"], rtol=1e-6)
     np.testing.assert_allclose(scaled, 3 * error, rtol=1e-3)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 
 from align3r_jax.config import NetworkConfig
@@ -10,7 +11,19 @@ from tests.networks import micro
 HEIGHT, WIDTH, ROWS = 16, 32, 2
 FOCAL = 28.0
 NETWORK: NetworkConfig = dataclasses.replace(micro.ALIGN3R, dec_depth=4)
+PLAIN = dataclasses.replace(NETWORK, prior_branch=False, dec_depth=1)
 RAY = dataclasses.replace(NETWORK, prior_encoding="ray", output="anchored", head="dpt")
+
+
+def parameters(abstract, seed=0):
+    """Noise in the shapes of a network, norms around 1. Nothing has to be compiled for it."""
+    rng = np.random.default_rng(seed)
+
+    def fill(path, leaf):
+        value = 0.15 * rng.standard_normal(leaf.shape).astype(np.float32)
+        return value + 1 if path[-1].key == "scale" else value
+
+    return jax.tree_util.tree_map_with_path(fill, abstract)
 
 
 def pose(rows=ROWS):
