@@ -96,7 +96,7 @@ def _read(source: Path) -> tuple[Mapping[str, Any], NetworkConfig]:
     checkpoint = training_folder.find(source)
     if checkpoint is not None:
         meta = training_folder.read_meta(checkpoint)
-        if meta.get("config", {}).get("task") == "croco":
+        if meta["network"]["kind"] == "croco":
             settings = meta["network"]["settings"]
             config = settings_lib.decode_network(settings, str(source), kinds.get(kinds.PAIRWISE))
             abstract = croco_pretrain.abstract_params(config)

@@ -86,8 +86,8 @@ def test_pre_training_starts_both_decoders_from_memory_and_from_files(tmp_path, 
     with pytest.raises(UserError, match="no heads"):
         store.load(path)
     with checkpoint.Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
-        network = {"kind": "pairwise", "settings": settings.encode_network(LINEAR)}
-        meta = {"network": network, "config": {"task": "croco"}, "step": 0}
+        network = {"kind": "croco", "settings": settings.encode_network(LINEAR)}
+        meta = {"network": network, "step": 0}
         tx = optimizer.make_optimizer(optimizer.OptimizerConfig())
         checkpoints.save(state.create(croco, tx), meta)
     for source in (path, tmp_path / "run"):
