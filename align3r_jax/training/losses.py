@@ -87,7 +87,7 @@ def within_distance(true: PointmapBatch, limit: float) -> PointmapBatch:
     """Returns the truth without the points that are farther than `limit` from camera 1."""
     near1 = rigid.safe_norm(true.points1) <= limit
     near2 = rigid.safe_norm(true.points2) <= limit
-    return true.replace(valid1=true.valid1 & near1, valid2=true.valid2 & near2)
+    return PointmapBatch(true.points1, true.points2, true.valid1 & near1, true.valid2 & near2)
 
 
 def regression_maps(
@@ -148,8 +148,7 @@ def _spread(points1: Array, points2: Array, true: PointmapBatch) -> Array:
     centre = jnp.stack(
         [_joint_median(points1[..., k], points2[..., k], true) for k in range(3)], axis=-1
     )[:, None, None]
-    distances = (rigid.safe_norm(points - centre) for points in (points1, points2))
-    return _joint_median(*distances, true)
+    return _joint_median(rigid.safe_norm(points1 - centre), rigid.safe_norm(points2 - centre), true)
 
 
 def pointmap_regression(

@@ -18,6 +18,7 @@ intrinsics have their first two rows exchanged. Points keep their axes: x right,
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -134,7 +135,7 @@ def drop_priors(views: Views, share: float, key: Array) -> Views:
     if share == 0 or views.has_prior is None:
         return views
     kept = jax.random.uniform(key, (views.has_prior.shape[0] // 2,)) >= share
-    return views.replace(has_prior=views.has_prior & jnp.repeat(kept, 2))
+    return dataclasses.replace(views, has_prior=views.has_prior & jnp.repeat(kept, 2))
 
 
 def _paired(array: Array) -> Array:

@@ -118,7 +118,7 @@ def load(
     headless = weights.kind.name == PAIRWISE and not any(
         "downstream_head" in name for name in weights.state
     )
-    initial, meta = None, {"source": weights.source}
+    initial, meta = None, dict[str, Any](source=weights.source)
     if initialise_missing:
         initial = weights.kind.network_module.init_params(weights.config, jax.random.key(0))
         if headless:
