@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from align3r_jax.alignment import align as align_lib
-from align3r_jax.alignment import objective
+from align3r_jax.alignment import objective, padding
 from align3r_jax.alignment.align import Solved, Task
 from align3r_jax.alignment.solvers import adam
-from align3r_jax.structs import AlignmentVariables, Array, OpticalFlow, PairGraph, PairPredictions
+from align3r_jax.structs import AlignmentPriors, AlignmentVariables, Array
 
 # Whether the compiled loop treats the clips of a call side by side (vmap) or one after the other
 # (map): side by side took 1.7 times as long on a CPU (three clips of nine frames, 128x96).
@@ -52,14 +52,16 @@ def _solve_stacked(tasks: list[Task], progress: adam.Progress | None) -> list[So
     if not tasks:
         return []
     config = tasks[0].config
-    state, problem = _stack([_padded(task, _shape(tasks)) for task in tasks])
+    shape = padding.common_shape([_clip(task) for task in tasks])
+    laid_out, rows = map(list, zip(*(_laid_out(task, shape) for task in tasks)))
+    state, problem = _stack(laid_out)
     total, length = config.iterations, adam.chunk_length(config.iterations)
     due = adam.due_refreshes(total, tasks[0].updates)
     traces: list[dict[str, np.ndarray]] = []
     for first in range(0, total, length):
         while due and first >= due[0]:
             due.pop(0)
-            problem = _with_masks(problem, _scene_masks(tasks, state.variables))
+            problem = _with_masks(problem, _scene_masks(tasks, rows, state.variables))
         state, trace = _scan_stacked(
             state,
             problem,
@@ -84,8 +86,10 @@ def _solve_stacked(tasks: list[Task], progress: adam.Progress | None) -> list[So
     losses = np.asarray(_losses_stacked(final, problem, config))
     return [
         Solved(
-            dataclasses.replace(found, variables=_cut(found.variables, task)),
-            losses[k, : task.graph.num_pairs],
+            dataclasses.replace(
+                found, variables=padding.without(found.variables, task.graph.num_frames, rows[k])
+            ),
+            losses[k][rows[k]],
         )
         for k, (task, found) in enumerate(zip(tasks, outcomes))
     ]
@@ -111,52 +115,36 @@ def _losses_stacked(variables, problem, config):
     return jax.vmap(lambda v, p: align_lib.pair_losses(v, p, config))(variables, problem)
 
 
-def _shape(tasks: list[Task]) -> tuple[int, int, int]:
-    """Frames, pairs and flow fields of the largest task."""
-    return (
-        max(task.graph.num_frames for task in tasks),
-        max(task.graph.num_pairs for task in tasks),
-        max(0 if task.flow is None else len(task.flow.pairs) for task in tasks),
+def _clip(task: Task) -> padding.Clip:
+    priors = AlignmentPriors(
+        flow=task.flow,
+        dynamic_mask=task.mask,
+        ignore=task.ignore,
+        depth=task.depth_prior,
+        start=task.start,
     )
+    return task.predictions, task.graph, priors
 
 
-def _padded(task: Task, shape: tuple[int, int, int]) -> tuple[adam.State, objective.Problem]:
-    """The task's start and data, filled up to a number of frames, pairs and fields."""
-    frames, pairs, fields = shape
-    predictions = PairPredictions(
-        **{
-            name: _fill(getattr(task.predictions, name), pairs)
-            for name in ("pointmap1", "pointmap2", "confidence1", "confidence2")
-        }
-    )
-    graph = PairGraph(
-        _fill(task.graph.pairs, pairs), frames, symmetric=task.graph.symmetric, name="padded"
-    )
-    flow = task.flow
-    if flow is not None:
-        # Fields that fill up go from a frame to itself: no pair asks for them.
-        flow = OpticalFlow(
-            pairs=_fill(flow.pairs, fields),
-            flow=_fill(flow.flow, fields),
-            weight=_fill(flow.weight, fields),
-            name=flow.name,
-        )
-    start = _map_groups(
-        task.start, lambda values, is_pair: _fill(values, pairs if is_pair else frames)
-    )
+def _laid_out(
+    task: Task, shape: padding.Shape
+) -> tuple[tuple[adam.State, objective.Problem], np.ndarray]:
+    """Returns the task's start and data in a shape, and where its pairs stand."""
+    predictions, graph, priors, rows = padding.pad(_clip(task), shape)
+    assert priors.start is not None
     problem = objective.prepare(
         predictions,
         graph,
-        flow,
-        start,
-        _fill(task.mask, frames),
+        priors.flow,
+        priors.start,
+        priors.dynamic_mask,
         task.config,
-        np.arange(frames) < task.graph.num_frames,
-        np.arange(pairs) < task.graph.num_pairs,
-        ignore=None if task.ignore is None else _fill(task.ignore, frames),
-        depth_prior=None if task.depth_prior is None else _fill(task.depth_prior, frames, np.nan),
+        priors.frame_valid,
+        priors.pair_valid,
+        ignore=priors.ignore,
+        depth_prior=priors.depth,
     )
-    return adam.initial_state(start), problem
+    return (adam.initial_state(priors.start), problem), rows
 
 
 def _stack(trees: list[Any]) -> Any:
@@ -172,41 +160,14 @@ def _stack(trees: list[Any]) -> Any:
     return jax.tree.unflatten(structure, stacked)
 
 
-def _scene_masks(tasks: list[Task], variables: AlignmentVariables) -> Array:
-    masks = [task.scene_mask(_cut(_entry(variables, k), task)) for k, task in enumerate(tasks)]
-    frames = _shape(tasks)[0]
-    return jnp.stack([_fill(np.asarray(mask), frames) for mask in masks])
+def _scene_masks(tasks: list[Task], rows: list[np.ndarray], variables: AlignmentVariables) -> Array:
+    frames, masks = variables.log_depth.shape[1], []
+    for k, task in enumerate(tasks):
+        count = task.graph.num_frames
+        mask = task.scene_mask(padding.without(_entry(variables, k), count, rows[k]))
+        masks.append(padding.fill(np.asarray(mask), frames - count))
+    return jnp.stack(masks)
 
 
 def _entry(tree: Any, k: int) -> Any:
     return jax.tree.map(lambda leaf: leaf[k], tree)
-
-
-def _cut(variables: AlignmentVariables, task: Task) -> AlignmentVariables:
-    """The variables without what fills up."""
-    graph = task.graph
-    return _map_groups(
-        variables,
-        lambda values, is_pair: values[: graph.num_pairs if is_pair else graph.num_frames],
-    )
-
-
-def _map_groups(variables: AlignmentVariables, change: Any) -> AlignmentVariables:
-    """change(values, is_pair) on every group; a shared focal stays as it is."""
-    shared = variables.log_focal.shape[0] == 1
-    changed = {
-        name: change(getattr(variables, name), name.startswith("pair_"))
-        for name in variables.__dataclass_fields__
-        if not (shared and name == "log_focal")
-    }
-    return dataclasses.replace(variables, **changed)
-
-
-def _fill(values: Array, count: int, value: float = 0) -> Array:
-    """The array with entries of `value` at its end, `count` in all."""
-    missing = count - values.shape[0]
-    if missing == 0:
-        return values
-    widths = [(0, missing)] + [(0, 0)] * (values.ndim - 1)
-    pad = np.pad if isinstance(values, np.ndarray) else jnp.pad
-    return pad(values, widths, constant_values=value)
