@@ -142,7 +142,7 @@ class AlignmentConfig:
     # `pipeline.reconstruct` takes it where all frames are aligned at once, Adam in clips; the
     # aligner by itself takes Adam.
     solver: Literal["auto", "adam", "gauss_newton"] = "adam"
-    lattice_stride: int = 0  # every n-th pixel in x and y; 0: about 2,300 pixels of a frame
+    lattice_stride: int = 0  # every n-th pixel in x and y; 0: about 4,100 pixels of a frame
     gauss_newton_steps: int = 18  # at most
     depth_rounds: int = 8  # reweighting rounds of the depth of every pixel
     # How point maps and their weights are kept: 16 bits halve memory and traffic. float16 holds

@@ -18,15 +18,16 @@ from align3r_jax.alignment import objective
 from align3r_jax.alignment.terms import pointmap
 from align3r_jax.structs import AlignmentVariables, Array, OpticalFlow, PairPredictions
 
-# Pixels of a frame that an automatic stride aims at: 8 at 512x288, 4 at 256x144.
-TARGET_PIXELS = 2304
+# Pixels of a frame that an automatic stride aims at: 6 at 512x288, 3 at 256x144. Fewer end above
+# the loss of Adam over all pixels (`experiments.benchmark_lattice`).
+TARGET_PIXELS = 4096
 
 
-def stride_for(height: int, width: int, stride: int = 0) -> int:
-    """Returns the stride, for 0 the one that leaves about `TARGET_PIXELS` pixels of a frame."""
+def stride_for(height: int, width: int, stride: int = 0, pixels: int = TARGET_PIXELS) -> int:
+    """Returns the stride, for 0 the one that leaves about `pixels` pixels of a frame."""
     if stride > 0:
         return min(stride, height, width)
-    return max(1, round(np.sqrt(height * width / TARGET_PIXELS)))
+    return max(1, round(np.sqrt(height * width / pixels)))
 
 
 def _every(stride: int) -> tuple[slice, slice]:

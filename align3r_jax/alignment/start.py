@@ -21,6 +21,7 @@ from align3r_jax.config import AlignmentConfig
 from align3r_jax.geometry import pointmap, registration, resection, rigid
 from align3r_jax.structs import AlignmentVariables, Array, PairGraph, PairPredictions
 
+_PIXELS = 2304  # of a frame that are looked at
 _FEW_POINTS = 16  # of a frame: with fewer above the confidence bar all points are used
 
 
@@ -72,7 +73,7 @@ def initialise(
     predictions, pairs, known = jax.lax.stop_gradient((predictions, listed, known))
     frames = graph.num_frames
     height, width = predictions.confidence1.shape[1:]
-    stride = lattice.stride_for(height, width)
+    stride = lattice.stride_for(height, width, pixels=_PIXELS)
     small = _usable(lattice.predictions(predictions, stride))
     if axis is not None:
         small, pairs = jax.lax.all_gather((small, pairs), axis, tiled=True)

@@ -74,16 +74,16 @@ class OraclePredictor:
         self, points: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
         height, width = points.shape[:2]
-        field = 1 + self._noise.field * _smooth(rng, height, width)[..., None]
+        field = 1 + self._noise.field * smooth(rng, height, width)[..., None]
         jitter = 1 + self._noise.pixel * rng.standard_normal((height, width, 1))
         outlier = rng.uniform(size=(height, width)) < self._noise.outliers
         disturbed = points * field * jitter * np.where(outlier, 1.15, 1.0)[..., None]
-        confidence = 1 + np.exp(1.2 + 0.5 * _smooth(rng, height, width))
+        confidence = 1 + np.exp(1.2 + 0.5 * smooth(rng, height, width))
         return disturbed, np.where(outlier, 1.05, confidence)
 
 
-def _smooth(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Standard normals on a 4 x 5 grid, stretched bilinearly to (H, W)."""
+def smooth(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Returns standard normals on a 4 x 5 grid, stretched bilinearly to (H, W)."""
     grid = rng.standard_normal((4, 5))
     rows, columns = np.linspace(0, 3, height), np.linspace(0, 4, width)
     along = np.stack([np.interp(columns, np.arange(5), row) for row in grid])
