@@ -13,6 +13,10 @@ from align3r_jax.structs import PairGraph
 from tests.alignment import synthetic
 
 CONFIG = synthetic.CONFIG
+CONFIGS = {"adam": CONFIG, "gauss_newton": dataclasses.replace(CONFIG, solver="gauss_newton")}
+SOLVERS = pytest.mark.parametrize(
+    "solver", ["adam", pytest.param("gauss_newton", marks=pytest.mark.slow)]
+)
 POSES = synthetic.path()
 DEPTH = synthetic.depths(POSES)
 GRAPH = synthetic.graph()
@@ -85,23 +89,25 @@ CASES = {
 }  # fmt: skip
 
 
+@SOLVERS
 @pytest.mark.parametrize("name", CASES)
-def test_spoiled_predictions(name):
+def test_spoiled_predictions(name, solver):
     arguments, degrees, abs_rel = CASES[name]
-    poses, depth, _ = align(**arguments)
+    poses, depth, _ = align(**arguments, config=CONFIGS[solver])
     turn, error = synthetic.errors(poses, depth, POSES, DEPTH)
     assert turn < degrees and error < abs_rel, (turn, error)
 
 
+@SOLVERS
 @pytest.mark.parametrize(
     ("travel", "turn", "relief"),
     [(0, 0, 0.2), (0, 2, 0.2), (0.12, 2, 0)],
     ids=["standing camera", "pure rotation", "plane"],
 )
-def test_degenerate_scenes(travel, turn, relief):
+def test_degenerate_scenes(travel, turn, relief, solver):
     true_poses = synthetic.path(travel=travel, turn=turn)
     true_depth = synthetic.depths(true_poses, relief=relief)
-    poses, depth, _ = align(true_poses, true_depth)
+    poses, depth, _ = align(true_poses, true_depth, config=CONFIGS[solver])
     degrees, error = synthetic.errors(poses, depth, true_poses, true_depth)
     assert degrees < 1 and error < 0.01, (degrees, error)
     if travel == 0:
@@ -148,10 +154,11 @@ def test_a_usual_unit_is_left_alone():
     assert 0.99 < soundness.typical_distance(changed) < 1.01
 
 
-def test_two_equal_frames():
+@SOLVERS
+def test_two_equal_frames(solver):
     poses = synthetic.path(2, travel=0, turn=0)
     depth = synthetic.depths(poses)
     graph = synthetic.graph(2)
-    found, found_depth, _ = align(poses, depth, graph=graph)
+    found, found_depth, _ = align(poses, depth, graph=graph, config=CONFIGS[solver])
     degrees, error = synthetic.errors(found, found_depth, poses, depth)
     assert degrees < 1.5 and error < 0.02
