@@ -25,7 +25,7 @@ def batches(
     options: pairs.PairOptions = pairs.PairOptions(),
     sharding: jax.sharding.Sharding | None = None,
 ) -> Callable[[int], Batch]:
-    """Returns batch_of(step): the batch `training.tasks` documents, rendered on the fly.
+    """Returns batch_of(step): the batch `training.pair_batch` documents, rendered on the fly.
 
     Half of the pairs are mirrored. Prior: the noise model on the true depth, missing for
     `prior_dropout` of the pairs; its focal is `camera.DEFAULT_FOCAL` or the true one within 10 %.
