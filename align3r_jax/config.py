@@ -29,10 +29,13 @@ class NetworkConfig:
     patch_size: int = 16
     rope_base: float = 100.0
     img_size: int = 512  # long side (512 rule) or short side (224 rule) of the working size
-    prior_branch: bool = True
+    prior_branch: bool = True  # whether a depth prior is read at all
     # Input of the prior branch: "minmax" as Align3R (three axes in [0, 1]); "ray" for the small
     # network (x / z, y / z, log z minus its median over the frame).
     prior_encoding: Literal["minmax", "ray"] = "minmax"
+    # How the prior reaches the network: "zero_conv" as Align3R; "concat" (an ablation of its
+    # paper): its z, as encoded, is a fourth channel of the image, and there is no branch.
+    prior_injection: Literal["zero_conv", "concat"] = "zero_conv"
     head: Literal["dpt", "linear"] = "dpt"
     # "direct": Align3R. "anchored" (small network): points = prior point map * exp(s)
     # + depth * offset.
@@ -48,7 +51,8 @@ class NetworkConfig:
     @property
     def num_prior_blocks(self) -> int:
         """Self-attention blocks of the prior branch (4 for 12 decoder blocks)."""
-        return self.dec_depth // 2 - 2 if self.prior_branch else 0
+        injected = self.prior_branch and self.prior_injection == "zero_conv"
+        return self.dec_depth // 2 - 2 if injected else 0
 
     @property
     def dpt_hooks(self) -> tuple[int, int, int, int]:

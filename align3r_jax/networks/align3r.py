@@ -82,7 +82,8 @@ def check_config(config: NetworkConfig) -> None:
             'output="anchored" needs the camera-frame points of prior_encoding="ray" and '
             'prior_branch=True; set both, or use output="direct".'
         )
-    if config.prior_branch and config.dec_depth < 4:
+    injected = config.prior_branch and config.prior_injection == "zero_conv"
+    if injected and config.dec_depth < 4:
         raise UserError(
             f"dec_depth={config.dec_depth} leaves no room for the prior branch (dec_depth // 2 - 2 "
             "blocks); use at least 4, or prior_branch=False."
@@ -117,7 +118,7 @@ class Align3R(nn.Module):
             config.enc_embed_dim, config.enc_depth, config.enc_num_heads, **common, **cut
         )
         self.decoder_embed = attention.dense(config.dec_embed_dim, self.dtype)
-        if config.prior_branch:
+        if config.prior_branch and config.prior_injection == "zero_conv":
             self.prior_branch = prior_branch.PriorBranch(
                 config.dec_embed_dim,
                 config.num_prior_blocks,
@@ -165,10 +166,6 @@ class Align3R(nn.Module):
         positions = patch_embed.positions(batch, grid, portrait)
 
         with attention.precision_context(self.precision):
-            tokens, patches = self.encoder(images, positions, portrait)
-            decoder_tokens = self.decoder_embed(tokens).astype(jnp.float32)
-            intermediates = {"patches": patches}
-
             ray = None
             if config.prior_branch and config.prior_encoding == "ray":
                 ray = prior_branch.encode_ray(
@@ -176,10 +173,20 @@ class Align3R(nn.Module):
                 )
                 has_prior = ray.has_prior
                 prior_maps = None if prior_maps is None else ray.encoding
-            if prior_maps is None:
+            concatenated = config.prior_branch and config.prior_injection == "concat"
+            if concatenated:
+                images = prior_branch.with_depth(images, prior_maps, has_prior)
+
+            tokens, patches = self.encoder(images, positions, portrait)
+            decoder_tokens = self.decoder_embed(tokens).astype(jnp.float32)
+            intermediates = {"patches": patches}
+            if prior_maps is None or concatenated:
                 # Still of known width, so that frames with and without a prior can be paired.
                 added = jnp.zeros((batch, 0, *decoder_tokens.shape[1:]), jnp.float32)
-                has_prior = jnp.zeros((batch,), jnp.float32) if config.prior_branch else None
+                if prior_maps is None:
+                    has_prior = jnp.zeros((batch,), jnp.float32) if config.prior_branch else None
+                elif has_prior is None:
+                    has_prior = jnp.ones((batch,), jnp.float32)
             else:
                 added, intermediates["prior_tokens"] = self.prior_branch(
                     prior_maps, positions, portrait

@@ -138,3 +138,18 @@ def encode_ray(
     return RayPrior(
         encoding, anchor * depth_everywhere, jnp.log(median), any_valid.astype(jnp.float32)
     )
+
+
+def with_depth(
+    images: jax.Array, prior_maps: jax.Array | None, has_prior: jax.Array | None
+) -> jax.Array:
+    """Returns images (B, H, W, 4) with the z of encoded priors (B, H, W, 3) as last channel.
+
+    0 where a frame has no prior. has_prior: (B,), None: all have one.
+    """
+    if prior_maps is None:
+        return jnp.pad(images, [(0, 0)] * 3 + [(0, 1)])
+    depth = prior_maps[..., 2:]
+    if has_prior is not None:
+        depth = jnp.where(has_prior.astype(bool)[:, None, None, None], depth, 0.0)
+    return jnp.concatenate([images, depth.astype(images.dtype)], axis=-1)

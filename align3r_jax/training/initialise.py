@@ -5,6 +5,7 @@
 | DUSt3R, MonST3R | Align3R | all | prior branch (adds nothing at first) |
 | Align3R | DUSt3R, MonST3R | all but its prior branch | - |
 | CroCo v2, `croco_task` | any | encoder, decoder for both views | heads, prior branch |
+| DUSt3R, MonST3R | depth as a fourth channel | all; the channel adds nothing at first | - |
 | 224, linear heads | 512, DPT heads | all but the heads | heads |
 
 Encoder and decoders must fit exactly. Heads and prior branch are taken whole or not at all: their
@@ -41,6 +42,7 @@ _OPTIONAL: dict[str, tuple[str, ...]] = {
     "head2": _HEAD,
     "mask_token": (),
 }
+_PATCHES = "encoder/patch_embed/kernel"
 _SHOWN = 4
 
 
@@ -125,6 +127,7 @@ def from_params(
         copied = [path for path in expected if path.startswith("decoder2/")]
         given |= {p: given[q] for p in copied if (q := p.replace("2", "1", 1)) in given}
 
+    given = _with_depth_channel(given, config, params_config)
     fresh_groups = {
         group
         for group, settings in _OPTIONAL.items()
@@ -157,6 +160,17 @@ def from_params(
     unused = set(traverse_util.flatten_dict(dict(params), sep="/")) - taken
     report = Report(source, *(tuple(sorted(p)) for p in (taken, copied, fresh, unused)))
     return traverse_util.unflatten_dict(values, sep="/"), report
+
+
+def _with_depth_channel(
+    given: dict[str, Any], config: NetworkConfig, other: NetworkConfig
+) -> dict[str, Any]:
+    """The parameters with a fourth channel of zeros in the patch embedding, if it is new."""
+    wanted, had = (c.prior_branch and c.prior_injection == "concat" for c in (config, other))
+    if not wanted or had or _PATCHES not in given:
+        return given
+    kernel = np.asarray(given[_PATCHES])
+    return given | {_PATCHES: np.pad(kernel, [(0, 0), (0, 0), (0, 1), (0, 0)])}
 
 
 def _check_stacks(config: NetworkConfig, other: NetworkConfig, source: str) -> None:
