@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from absl import flags
@@ -49,6 +51,11 @@ def main(argv: Sequence[str]) -> None:
     start_processes()
     values = CONFIG.value.to_dict()
     settings = train_settings.settings_from(values)
+    if EXPORT.value and settings.task == "croco":
+        raise UserError(
+            "--export writes networks that predict point maps or depth; pre-training is used by "
+            f"--config.init_from={WORKDIR.value}."
+        )
     folder = train_setup.work_folder(WORKDIR.value)
     newest = training_folder.find(folder)
     trainer = train_setup.make_trainer(settings)
@@ -63,7 +70,7 @@ def main(argv: Sequence[str]) -> None:
             shardings=trainer.shardings,
             folder=folder,
             config=values,
-            meta={"network": describe(trainer.task.network)},
+            meta={"network": describe(trainer)},
             position=settings.position,
             evaluate=train_setup.evaluator(trainer, sets),
             pictures=train_setup.painter(trainer, sets, batch_of),
@@ -89,11 +96,13 @@ def _is_one_of_several() -> bool:
     return slurm or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
 
 
-def describe(network: object) -> dict[str, object]:
-    """Returns the kind and the settings of a network as JSON types."""
-    if isinstance(network, NetworkConfig):
-        return {"kind": "pairwise", "settings": settings_lib.encode_network(network)}
-    return {"kind": "settings", "settings": dataclasses.asdict(network)}  # type: ignore[call-overload]
+def describe(trainer: train_setup.Trainer) -> dict[str, Any]:
+    """Returns the kind and the settings of the network as JSON types."""
+    network = trainer.task.network
+    if not isinstance(network, NetworkConfig):
+        return {"kind": "settings", "settings": dataclasses.asdict(network)}
+    kind = "croco" if trainer.settings.task == "croco" else "pairwise"
+    return {"kind": kind, "settings": settings_lib.encode_network(network)}
 
 
 def export(final: TrainState, trainer: train_setup.Trainer) -> None:
@@ -107,5 +116,18 @@ def export(final: TrainState, trainer: train_setup.Trainer) -> None:
         print(f"Weights of step {int(final.step)} written to {EXPORT.value}")
 
 
+def run() -> None:
+    """Runs the script; an unknown --config.NAME ends with a sentence as other bad flags do."""
+    try:
+        cli.run(main)
+    except AttributeError as error:
+        if flags.FLAGS.is_parsed():
+            raise
+        # What ml_collections raises while flags are read.
+        text = str(error).replace("\\n", ", unknown. ").replace("\\", "").strip("'")
+        print(f"Error: --config: {text}", file=sys.stderr)
+        sys.exit(1)
+
+
 if __name__ == "__main__":
-    cli.run(main)
+    run()

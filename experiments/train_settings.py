@@ -1,7 +1,7 @@
 """What a file in `experiments/configs` may say: names, types, defaults.
 
-A configuration is data: `get_config(arg)` returns an `ml_collections.ConfigDict` with the fields of
-`TrainSettings`; sections that belong to other modules have the fields that these declare.
+A configuration is data: `get_config(arg)` returns `complete({...})` with fields of `TrainSettings`;
+sections that belong to other modules have the fields that these declare.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
+
+from ml_collections import ConfigDict, config_dict
 
 from align3r_jax.errors import UserError
 from align3r_jax.training import monitor as monitor_lib
@@ -18,6 +20,7 @@ from data.procedural.pairs import PairOptions
 from experiments import typed_settings
 
 RENDERED = "procedural"  # data.source, and a set of `evaluate.sets`
+_USED = (("pairwise", "symmetrise"), ("pairwise", "remat"), ("croco", "remat"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +135,36 @@ class TrainSettings:
         }
 
 
+def complete(values: Mapping[str, Any]) -> ConfigDict:
+    """Returns `values` with every default spelt out, so that flags can change any of them."""
+    whole = {
+        field.name: field.default
+        if field.default_factory is dataclasses.MISSING
+        else field.default_factory()
+        for field in dataclasses.fields(TrainSettings)
+        if field.name not in values and not _required(field)
+    } | dict(values)
+    optimizer = dataclasses.asdict(OptimizerConfig())
+    del optimizer["total"]
+    for name, defaults in (
+        ("mesh", dataclasses.asdict(MeshSettings())),
+        ("evaluate", dataclasses.asdict(EvaluateSettings())),
+        ("optimizer", optimizer),
+    ):
+        given = whole[name]
+        given = dataclasses.asdict(given) if dataclasses.is_dataclass(given) else given
+        whole[name] = defaults | dict(given)
+    empty = config_dict.placeholder
+    whole["init_from"] = whole["init_from"] or empty(str)
+    whole["evaluate"]["resolution"] = whole["evaluate"]["resolution"] or empty(tuple)
+    return ConfigDict(whole)
+
+
+def _required(field: dataclasses.Field) -> bool:
+    missing = dataclasses.MISSING
+    return field.default is missing and field.default_factory is missing
+
+
 def settings_from(values: Mapping[str, Any]) -> TrainSettings:
     """Returns the settings of a configuration, checked as far as they stand alone.
 
@@ -152,6 +185,9 @@ def settings_from(values: Mapping[str, Any]) -> TrainSettings:
         raise UserError(
             "config.evaluate_every asks for evaluation, but config.evaluate.sets names no set."
         )
+    for name in ("symmetrise", "remat"):
+        if getattr(settings, name) and (settings.task, name) not in _USED:
+            raise UserError(f"config.{name} means nothing to the task {settings.task}; drop it.")
     settings.optimizer_config()
     if settings.data.get("source", "files") not in (RENDERED, "files"):
         raise UserError(

@@ -13,12 +13,11 @@ import jax.numpy as jnp
 from align3r_jax import config as config_lib
 from align3r_jax.config import NETWORK_PRESETS, NetworkConfig
 from align3r_jax.errors import UserError
-from align3r_jax.networks import align3r
+from align3r_jax.networks import align3r, croco_pretrain
 from align3r_jax.networks.small_depth import SmallDepth, SmallDepthConfig
 from align3r_jax.structs import Array
-from align3r_jax.training import panels, tasks
+from align3r_jax.training import croco_task, initialise, panels, tasks
 from align3r_jax.training.step import LossFn
-from align3r_jax.weights import store
 from data import settings_text
 from experiments import typed_settings
 from experiments.train_settings import TrainSettings
@@ -43,7 +42,7 @@ class Task:
 
 def make_task(settings: TrainSettings) -> Task:
     """Returns the task of a configuration. Raises UserError for unknown networks and settings."""
-    return {"pairwise": _pairwise, "mono": _mono}[settings.task](settings)
+    return {"pairwise": _pairwise, "mono": _mono, "croco": _croco}[settings.task](settings)
 
 
 def _network(settings: TrainSettings, kind: type, presets: dict[str, Any]) -> Any:
@@ -67,7 +66,7 @@ def _pairwise(settings: TrainSettings) -> Task:
     return Task(
         network,
         functools.partial(align3r.init_params, network),
-        lambda source: store.load(source, initialise_missing=True).params,
+        lambda source: initialise.from_weights(network, source, jax.random.key(settings.seed))[0],
         make(remat=settings.remat, **words),
         # Every prior there is is shown to a network that is evaluated.
         _score(make(**{**words, "prior_dropout": 0.0}), error),
@@ -89,6 +88,27 @@ def _mono(settings: TrainSettings) -> Task:
         raise UserError(f"config.init_from={source}: the monocular network starts from nothing.")
 
     return Task(network, init, read, loss, _score(loss, loss), panels.mono_maps(network, dtype))
+
+
+def _croco(settings: TrainSettings) -> Task:
+    network = _network(settings, NetworkConfig, NETWORK_PRESETS)
+    words = typed_settings.keywords(croco_task.croco_loss, settings.loss, "config.loss", _RESERVED)
+    make = functools.partial(
+        croco_task.croco_loss, network, jnp.dtype(settings.compute_dtype), **words
+    )
+
+    def read(source: str) -> Any:
+        raise UserError(f"config.init_from={source}: pre-training starts from nothing.")
+
+    loss = make(remat=settings.remat)
+    return Task(
+        network,
+        functools.partial(croco_pretrain.init_params, network),
+        read,
+        loss,
+        _score(make(), make()),
+        None,
+    )
 
 
 def _score(loss: LossFn, criterion: LossFn) -> ScoreFn:

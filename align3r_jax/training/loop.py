@@ -74,12 +74,12 @@ def run(
     """Trains from the newest checkpoint of `folder` (or the start) to `settings.steps`.
 
     start: gives the state before the first step, placed; not called when a run goes on. abstract:
-    its shapes. step: jitted, donates the state. shardings: tree like the state. evaluate: averaged parameters
-    -> scores of named sets. pictures: averaged parameters -> name -> (H, W, 3) uint8. config, meta
-    and position (JSON types) go into every checkpoint; position is what batches depend on beside
-    step, seed and batch size, and must be the same in a run that resumes. Every process calls this;
-    the first one writes `metrics.jsonl`, `metrics.csv`, `config.json`, `run.json`, `tensorboard/`
-    and `images/`.
+    its shapes. step: jitted, donates the state. shardings: tree like the state. evaluate: averaged
+    parameters -> scores of named sets. pictures: averaged parameters -> name -> (H, W, 3) uint8.
+    config, meta and position (JSON types) go into every checkpoint; position is what batches depend
+    on beside step, seed and batch size, and must be the same in a run that resumes. Every process
+    calls this; the first one writes `metrics.jsonl`, `metrics.csv`, `config.json`, `run.json`,
+    `tensorboard/` and `images/`.
 
     Stops early, with a checkpoint, after `max_seconds`, on Ctrl-C and on SIGTERM. Raises UserError
     when the loss is not finite (the newest good checkpoint stays), and when `folder` holds a run

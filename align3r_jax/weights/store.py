@@ -351,6 +351,11 @@ def _load_training(
     dtype: str | None,
 ) -> LoadedNetwork:
     meta = training_folder.read_meta(checkpoint)
+    if meta["network"]["kind"] == "croco":
+        raise UserError(
+            f"{path} is a masked pre-training, whose network predicts no point maps; "
+            f"`experiments.train --config.init_from={path}` starts a training from it."
+        )
     if meta["network"]["kind"] == _SETTINGS:
         raise UserError(
             f"{path} is the training of a network that is chosen by its name only; export its "

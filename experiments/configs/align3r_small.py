@@ -10,11 +10,13 @@ committed weights reach is written in align3r_jax/weights/shipped.
 
 from ml_collections import ConfigDict
 
+from experiments import train_settings
+
 
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the settings; `arg` is unused."""
     del arg
-    return ConfigDict(
+    return train_settings.complete(
         {
             "task": "pairwise",
             "network": "align3r_small",

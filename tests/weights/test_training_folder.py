@@ -22,7 +22,11 @@ TX = optimizer.make_optimizer(optimizer.OptimizerConfig())
 def run(tmp_path_factory):
     """(work folder, parameters, their moving average) of a training with checkpoints 3 and 12."""
     folder = tmp_path_factory.mktemp("run")
-    params = jax.device_get(align3r.init_params(micro.ALIGN3R, jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: rng.normal(size=leaf.shape).astype(np.float32),
+        align3r.abstract_params(micro.ALIGN3R),
+    )
     first = state.create(params, TX)
     average = jax.tree.map(lambda x: 2 * x + 1, params)
     network = {"kind": "pairwise", "settings": settings_lib.encode_network(micro.ALIGN3R)}
