@@ -65,7 +65,7 @@ def _seconds(function: Callable[[Array], Array], argument: Array) -> float:
 class Meter:
     """Runs the steps and keeps the accounts of the interval since the last `take`."""
 
-    def __init__(self, step: Callable[..., Any], batch_size: int):
+    def __init__(self, step: Any, batch_size: int):
         """step: jitted (state, batch, key) -> (state, details). batch_size: samples of a step."""
         self._step = step
         self._batch_size = batch_size

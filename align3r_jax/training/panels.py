@@ -56,7 +56,8 @@ def mono_maps(config: SmallDepthConfig, dtype: Any = jnp.float32) -> MapsFn:
     def maps(params: Any, batch: dict[str, Array]) -> dict[str, Array]:
         images = pair_batch.images_of(batch)
         flat = images.reshape(-1, *images.shape[2:]).astype(dtype)
-        predicted = jnp.exp(network.apply({"params": params}, flat))
+        log_depth: Any = network.apply({"params": params}, flat)
+        predicted = jnp.exp(log_depth)
         return {
             "images": images,
             "truth": batch["depth"],

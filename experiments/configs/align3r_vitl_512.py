@@ -30,11 +30,11 @@ def get_config(arg: str = "") -> ConfigDict:
             "network": "align3r_vitl_512_dpt",
             "network_settings": {},
             "init_from": "weights/DUSt3R_ViTLarge_BaseDecoder_512_dpt.pth",
+            # parity: data.parity, which trains on the scenes that the tests below look at
             "data": {
                 "source": "files",
-                # parity: spring without hold_out; its evaluation was then on scenes of training
                 "mixture": "12_500 @ pointodyssey + 6_250 @ tartanair + "
-                "1_000 @ spring(hold_out=12) + 5_000 @ sceneflow + 3_000 @ vkitti2",
+                "1_000 @ spring + 5_000 @ sceneflow + 3_000 @ vkitti2",
                 "roots": {name: f"datasets/{name}" for name in _SETS},
                 "pairs": "align3r",
                 "prior": "depthpro",
@@ -75,7 +75,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "evaluate": {
                 "sets": {
                     "pointodyssey": "1_000 @ pointodyssey(split=test)",
-                    "spring": "1_000 @ spring(hold_out=12)",
+                    "spring": "1_000 @ spring(split=test)",
                     "tartanair": "1_000 @ tartanair(split=test)",
                     "sceneflow": "1_000 @ sceneflow(split=test, variant=flyingthings)",
                 },

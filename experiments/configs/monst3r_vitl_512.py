@@ -25,9 +25,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data = ConfigDict(
         {
             "source": "files",
-            # parity: spring without hold_out
             "mixture": "10_000 @ pointodyssey + 5_000 @ tartanair(variant=hard) + "
-            "1_000 @ spring(hold_out=12) + 4_000 @ waymo",
+            "1_000 @ spring + 4_000 @ waymo",
             "roots": {
                 name: f"datasets/{name}"
                 for name in ("pointodyssey", "tartanair", "spring", "waymo")
@@ -51,7 +50,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.evaluate.sets = ConfigDict(
         {
             "pointodyssey": "1_000 @ pointodyssey(split=test)",
-            "spring": "1_000 @ spring(hold_out=12)",
+            "spring": "1_000 @ spring(split=test)",
             "tartanair": "1_000 @ tartanair(split=test)",
         }
     )
