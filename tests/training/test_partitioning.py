@@ -30,7 +30,7 @@ def test_eight_devices_equal_one(tmp_path, kind, processes):
                 got = result[name.replace("alone", mesh)]
                 np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5, err_msg=mesh)
     assert result["8x1/bytes"] == result["alone/bytes"]
-    assert result["2x4/bytes"] < 0.5 * result["alone/bytes"], "parameters and moments are split"
+    assert result["2x4/bytes"] < 0.6 * result["alone/bytes"], "parameters and moments are split"
     assert np.ptp(alone["alone/steps"][:, 0]) > 0
 
 
