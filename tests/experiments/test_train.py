@@ -6,23 +6,32 @@ import importlib
 import inspect
 import json
 import math
+import types
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 from safetensors import numpy as safetensors_numpy
 
 import align3r_jax
+from align3r_jax.config import NetworkConfig
 from align3r_jax.errors import UserError
 from align3r_jax.networks.small_depth import SmallDepthConfig
-from align3r_jax.training import loop, panels
-from align3r_jax.weights import store
+from align3r_jax.training import loop, metrics, panels
+from align3r_jax.weights import store, training_folder
 from data.procedural import stream
 from experiments import train, train_settings, train_setup, typed_settings
-from experiments.configs import ablation, align3r_small, align3r_vitl_512, small_depth, smoke
+from experiments.configs import (
+    ablation,
+    align3r_small,
+    align3r_vitl_512,
+    dust3r_finetune,
+    small_depth,
+    smoke,
+)
+from tests.data.readers import folders, test_own_folder
 
 CONFIGS = Path(align3r_small.__file__).parent
 PLAIN = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem not in ("__init__",))
@@ -253,10 +262,13 @@ def _simplified(monkeypatch):
     monkeypatch.setattr(train_setup.train_tasks, "make_task", make_task)
 
 
-def _main(config, work, **flags):
-    with flagsaver.flagsaver(config=config, workdir=str(work), **flags):
+def _main(config, work, export=None):
+    """Runs the script; flags are replaced, because absl forgets those of libraries otherwise."""
+    with pytest.MonkeyPatch.context() as patch:
+        for flag, value in (("CONFIG", config), ("WORKDIR", str(work)), ("EXPORT", export)):
+            patch.setattr(train, flag, types.SimpleNamespace(value=value))
         train.main(["train"])
-    return [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
+    return metrics.read(work / "metrics.jsonl")
 
 
 def test_the_script_trains_resumes_and_exports(monkeypatch, tmp_path, capsys):
@@ -286,6 +298,44 @@ def test_the_script_trains_resumes_and_exports(monkeypatch, tmp_path, capsys):
         _main(config, work)
 
 
+def test_the_script_trains_on_files_and_goes_on_with_the_next_batch(monkeypatch, tmp_path):
+    def loss(params, batch, key):
+        bright = (batch["images"] / 255.0).mean((1, 2, 3, 4))
+        noise = jax.random.normal(key) / 100
+        return jnp.mean((bright * params["w"] - batch["depth"].mean() + noise) ** 2), {}
+
+    task = train_setup.train_tasks.Task(
+        NetworkConfig(), lambda key: {"w": jnp.zeros(1)}, lambda source: {"w": jnp.ones(1)}, loss,
+        lambda params, batch: {"loss": loss(params, batch, jax.random.key(0))[0]}, None,
+    )  # fmt: skip
+    monkeypatch.setattr(train_setup.train_tasks, "make_task", lambda settings: task)
+    for part in ("train/a", "train/b"):
+        test_own_folder.write(tmp_path / "set" / part, test_own_folder.WORLD)
+    config = dust3r_finetune.get_config()
+    config.update(
+        {
+            "resolutions": ((16, 32), (24, 32)), "batch_size": 4, "steps": 6, "log_every": 1,
+            "save_every": 2, "evaluate_every": 3, "images_every": 0, "tensorboard": False,
+        }
+    )  # fmt: skip
+    config.data.update({"mixture": "20 @ folder", "workers": 0, "hold_out": 0, "pairs": "window_2"})
+    config.data.roots.folder = str(tmp_path / "set")
+    config.evaluate.sets.own = "6 @ folder"
+    config.evaluate.update({"batch_size": 4, "resolution": (16, 32)})
+    config.optimizer.update({"accumulate": 2, "warmup": 0, "lr": 0.1})
+    through = _main(config, tmp_path / "through")
+    config.max_minutes = 1e-9
+    for _ in range(3):
+        _main(config, tmp_path / "cut")
+    assert training_folder.find(tmp_path / "cut").name == "3"
+    config.max_minutes = 0.0
+    cut = _main(config, tmp_path / "cut")
+    assert [line["step"] for line in cut] == [1, 2, 3, 4, 5, 6]
+    for name in ("loss", "grad_norm", "eval/own/loss_med", "eval/monitor"):
+        assert [line.get(name) for line in cut] == [line.get(name) for line in through]
+    assert through[-1]["loss"] != through[0]["loss"] and "eval/own/loss" in through[2]
+
+
 def test_a_panel_shows_both_views_in_the_colours_of_the_truth():
     rng = np.random.default_rng(0)
     truth = rng.uniform(1, 5, (1, 2, 6, 8))
@@ -304,13 +354,12 @@ def test_a_panel_shows_both_views_in_the_colours_of_the_truth():
 
 @pytest.mark.slow
 def test_smoke_writes_a_work_folder_that_reconstructs(tmp_path):
-    config = smoke.get_config()
-    with flagsaver.flagsaver(config=config, workdir=str(tmp_path)):
-        train.main(["train"])
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    lines = _main(smoke.get_config(), tmp_path)
     assert lines[-1]["step"] == 40 and lines[-1]["loss"] < lines[0]["loss"]
     model = store.load(tmp_path)
-    images = np.random.default_rng(0).integers(0, 255, (3, 48, 64, 3), np.uint8)
-    frames = align3r_jax.Frames(images, np.arange(3) / 10.0)
+    assert model.config.enc_embed_dim == 64 and model.meta["step"] == 40
+    for k, image in enumerate(test_own_folder.WORLD.images):
+        folders.picture(tmp_path / "frames" / f"f{k}.png", image)
+    frames, _ = align3r_jax.read_frames(tmp_path / "frames", size=64)
     scene = align3r_jax.reconstruct(frames, model=model)
-    assert np.isfinite(scene.depth).all()
+    assert np.isfinite(scene.depth).all() and (scene.depth > 0).all()
