@@ -3,9 +3,9 @@
 Command: python -m experiments.train --config=experiments/configs/align3r_small.py
     --workdir=outputs/small --export=outputs/small_weights
 Learns to clean a depth prior, with and without one (prior dropout); hardly any relative pose.
-Hardware and time: two CPU cores, about 2.5 hours.
-Expected: Abs Rel of a noisy prior falls to about 0.87 of itself on unseen rendered scenes; what the
-committed weights reach is written in align3r_jax/weights/shipped.
+Hardware and time: two CPU cores; about two hours of CPU time.
+Expected: Abs Rel of a noisy prior 0.141 -> 0.121 on unseen procedural clips, 0.086 -> 0.074 on a
+    real one (the committed weights, align3r_jax/weights/shipped/gates.json).
 """
 
 from ml_collections import ConfigDict

@@ -2,8 +2,9 @@
 
 Command: python -m experiments.train --config=experiments/configs/small_depth.py
     --workdir=outputs/mono --export=outputs/mono_weights
-Hardware and time: two CPU cores, about an hour.
-Expected: what the committed weights reach is written in align3r_jax/weights/shipped.
+Hardware and time: two CPU cores; not timed apart.
+Expected: Abs Rel 0.339 on unseen procedural clips, where a constant depth has 0.421; on real video
+    worse than a constant (the committed weights, align3r_jax/weights/shipped/gates.json).
 """
 
 from ml_collections import ConfigDict

@@ -1,10 +1,11 @@
-"""A training that shows everything in less than a minute: rendered pairs, a tiny network.
+"""A training that shows everything in about a minute: rendered pairs, a tiny network.
 
 Command: python -m experiments.train --config=experiments/configs/smoke.py --workdir=outputs/smoke
 Purpose: to see that an installation trains, writes checkpoints, logs, pictures, and resumes
     (run it again with --config.steps=60). What it learns is worth nothing.
-Hardware and time: two CPU cores, under a minute with the first compilation.
-Expected: 40 updates, the loss falls from about 3 to about 1.
+Hardware and time: two CPU cores; 65 seconds of CPU time, nearly all of it compiling, the first
+    time, a few seconds afterwards.
+Expected: 40 updates, the mean loss falls from 0.93 (first ten) to 0.77 (last ten).
 """
 
 from ml_collections import ConfigDict
