@@ -81,6 +81,13 @@ def _by_cholesky(blocks, numbers, damped, scaling, target):
     matrix = matrix - (matrix @ gauge)[:, None] * gauge[None] / count
     matrix = matrix + _stiffness(scaling, numbers) * gauge[:, None] * gauge[None]
     matrix = scaling[:, None] * matrix * scaling[None]
+    return _factorise_and_solve(matrix, target)
+
+
+@jax.custom_batching.sequential_vmap
+def _factorise_and_solve(matrix, target):
+    """Of several clips one after the other: LAPACK on a stack of matrices waits for threads of the
+    pool that the devices of a CPU run in, and with many virtual devices waits forever."""
     factor = jax.scipy.linalg.cho_factor(matrix, lower=True)
     return jax.scipy.linalg.cho_solve(factor, target)
 
