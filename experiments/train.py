@@ -124,7 +124,7 @@ def run() -> None:
         if flags.FLAGS.is_parsed():
             raise
         # What ml_collections raises while flags are read.
-        text = str(error).replace("\\n", ", unknown. ").replace("\\", "").strip("'")
+        text = str(error).replace("\\n", " is unknown. ").replace("\\", "").replace("'", "")
         print(f"Error: --config: {text}", file=sys.stderr)
         sys.exit(1)
 
