@@ -15,7 +15,7 @@ COLUMNS = (
     ("ate_over_path", "ATE / path", 4, "lower"),
     ("rpe_trans", "RPE trans [m]", 4, "lower"),
     ("rpe_rot_deg", "RPE rot [deg]", 3, "lower"),
-    ("abs_rel", "Abs Rel", 3, "lower"),
+    ("abs_rel", "Abs Rel", 4, "lower"),
     ("delta_1.25", "δ < 1.25", 3, "higher"),
     ("mask_iou", "mask IoU", 3, "higher"),
 )
