@@ -124,6 +124,35 @@ def open_batches(trainer: Trainer, first_step: int) -> Iterator[BatchOf]:
         yield lambda number: partitioning.global_batch(trainer.mesh, loaded.batch_of(number))
 
 
+def abstract_batch(
+    settings: TrainSettings, sharding: jax.sharding.Sharding | None = None
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes of a batch of pairs at the first resolution, as `open_batches` does."""
+    height, width = settings.resolutions[0]
+
+    def array(*shape: int, dtype: Any = np.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((settings.batch_size, *shape), dtype, sharding=sharding)
+
+    batch = {"depth": array(2, height, width), "cam1_from_cam2": array(4, 4)}
+    if settings.rendered is not None:
+        return batch | {
+            "images": array(2, height, width, 3),
+            "focal": array(),
+            "prior_depth": array(2, height, width),
+            "prior_focal": array(),
+            "has_prior": array(dtype=bool),
+        }
+    batch |= {
+        "images": array(2, height, width, 3, dtype=np.uint8),
+        "intrinsics": array(2, 3, 3),
+        "portrait": array(2, dtype=bool),
+        "has_prior": array(2, dtype=bool),
+    }
+    if settings.pipeline().prior is not None:
+        batch["prior_points"] = array(2, height, width, 3)
+    return batch
+
+
 class _Placed:
     """Batches that are put onto the devices each time they are gone through."""
 

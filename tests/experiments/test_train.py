@@ -51,39 +51,11 @@ def _values(name):
     return config.get_config(*([argument] if argument else [])).to_dict()
 
 
-def _batch(settings):
-    """Shapes of a batch, as the pipeline or the renderer gives it."""
-    height, width = settings.resolutions[0]
-    rows = settings.batch_size
-
-    def array(*shape, dtype="float32"):
-        return jax.ShapeDtypeStruct((rows, *shape), dtype)
-
-    batch = {"depth": array(2, height, width), "cam1_from_cam2": array(4, 4)}
-    if settings.rendered is not None:
-        return batch | {
-            "images": array(2, height, width, 3),
-            "focal": array(),
-            "prior_depth": array(2, height, width),
-            "prior_focal": array(),
-            "has_prior": array(dtype="bool"),
-        }
-    batch |= {
-        "images": array(2, height, width, 3, dtype="uint8"),
-        "intrinsics": array(2, 3, 3),
-        "portrait": array(2, dtype="bool"),
-        "has_prior": array(2, dtype="bool"),
-    }
-    if "prior" in settings.data:
-        batch["prior_points"] = array(2, height, width, 3)
-    return batch
-
-
 def _trace(settings):
     """Builds network, optimiser and state, and traces one step; nothing is computed."""
     trainer = train_setup.make_trainer(settings)
     state, details = jax.eval_shape(
-        trainer.step, trainer.abstract, _batch(settings), jax.random.key(0)
+        trainer.step, trainer.abstract, train_setup.abstract_batch(settings), jax.random.key(0)
     )
     assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(
         lambda x: (x.shape, x.dtype), trainer.abstract
