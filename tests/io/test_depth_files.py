@@ -138,7 +138,8 @@ def test_matching_by_number_when_names_differ(tmp_path):
     folder = depth_files.read_depth_folder(tmp_path, ["a", "b", "c"])
     np.testing.assert_allclose(folder.depth[:, 0, 0], DEPTH[0, 0] * np.array([1, 2, 10]))
     assert not folder.metric and folder.focal is None
-    with pytest.raises(UserError, match="named after 2 of 2 frames, the first 'a'.*exactly one per frame"):
+    ambiguous = "named after 2 of 2 frames, the first 'a'.*exactly one per frame"
+    with pytest.raises(UserError, match=ambiguous):
         depth_files.find_depth_files(tmp_path, ["a", "b"])
     with pytest.raises(UserError, match="after 1 of 3 frames, the first 'x'"):
         depth_files.find_depth_files(tmp_path, ["d1", "d2", "x"])
