@@ -6,7 +6,7 @@
 | exit code | meaning |
 |---|---|
 | what `main` returns, 0 for None | done |
-| 1 | unknown, missing or malformed flags (absl names the flag) |
+| 1 | unknown, missing or malformed flags: a sentence with the nearest right name or value |
 | 2 | bad input (`UserError`), unreadable or unwritable files, a full disk: one sentence on stderr |
 | 130 | interrupted with Ctrl-C |
 
@@ -16,17 +16,20 @@ Anything else is a defect of ours and keeps its traceback.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from logging import WARNING, LogRecord
 from pathlib import Path
 
 import jax
-from absl import app, logging
+from absl import app, flags, logging
 
 from align3r_jax.errors import UserError
 from align3r_jax.io import user_folder
+from data import settings_text
 
+FLAG_ERROR = 1
 USER_ERROR = 2
 INTERRUPTED = 130
 
@@ -55,7 +58,28 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
             print("Interrupted.", file=sys.stderr)
             return INTERRUPTED
 
-    app.run(guarded)
+    app.run(guarded, flags_parser=parse)
+
+
+def parse(arguments: Sequence[str]) -> list[str]:
+    """Returns what is left of the arguments once the flags are read.
+
+    A wrong flag ends the program with a sentence: what was got, what is known, what is near.
+    """
+    try:
+        return flags.FLAGS(arguments)
+    except flags.Error as error:
+        print(f"Error: {_with_nearest(str(error))}\n--help lists all flags.", file=sys.stderr)
+        sys.exit(FLAG_ERROR)
+
+
+def _with_nearest(message: str) -> str:
+    """What absl says of a flag; it offers near names of flags, but no near values."""
+    wrong = re.fullmatch(r"flag --(\w+)=(.*): value should be one of <(.*)>", message, re.DOTALL)
+    if wrong is None:
+        return message
+    name, value, known = wrong.groups()
+    return settings_text.unknown(f"value '{value}' of --{name}", value, known.split("|"))
 
 
 def quiet_libraries() -> None:

@@ -18,6 +18,7 @@ SCRIPT = """
     from experiments import cli
 
     KIND = flags.DEFINE_string("kind", None, "what happens", required=True)
+    MODE = flags.DEFINE_enum("mode", "flat", ["flat", "hierarchical"], "how")
 
     def main(argv):
         if KIND.value == "user":
@@ -67,12 +68,17 @@ def test_exit_codes_and_sentences(tmp_path):
 
 
 def test_flags_and_defects(tmp_path):
-    unknown, missing, stray, defect = run_all(
+    unknown, value, missing, stray, defect = run_all(
         tmp_path,
-        [["--kind=fine", "--knid=x"], [], ["--kind=fine", "video.mp4"], ["--kind=defect"]],
-    )
+        [
+            ["--kind=fine", "--knid=x"], ["--kind=fine", "--mode=hierarchial"], [],
+            ["--kind=fine", "video.mp4"], ["--kind=defect"],
+        ],
+    )  # fmt: skip
     assert unknown[0] == 1
-    assert "Unknown command line flag 'knid'" in unknown[1]
+    assert "Unknown command line flag 'knid'. Did you mean: kind" in unknown[1]
+    assert value[0] == 1
+    assert "'hierarchial' of --mode is unknown. Did you mean 'hierarchical'?" in value[1]
     assert missing[0] == 1
     assert "--kind must have a value" in missing[1]
     assert stray[0] == 2
