@@ -34,14 +34,15 @@ CLIPS = flags.DEFINE_list("clips", None, "Names of clips; default: all.")
 VARIANTS = flags.DEFINE_list("variants", None, "Names of variants; default: all.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder of results.", required=True)
 FRAMES = flags.DEFINE_integer("frames", 0, "Frames of a clip; 0: all.", lower_bound=0)
-HEIGHT = flags.DEFINE_integer("height", 0, "Of the clips; 0: the benchmark's.", lower_bound=0)
-WIDTH = flags.DEFINE_integer("width", 0, "Of the clips; 0: the benchmark's.", lower_bound=0)
+HEIGHT = flags.DEFINE_integer("height", 0, "Of the clips, in pixels; 0: theirs.", lower_bound=0)
+WIDTH = flags.DEFINE_integer("width", 0, "Of the clips, in pixels; 0: theirs.", lower_bound=0)
 ITERATIONS = flags.DEFINE_integer(
-    "iterations", 300, "Of Adam, which aligns the clips of the hierarchical variants.",
+    "iterations", 300, "Iterations of Adam, which aligns the clips of the hierarchical variants.",
     lower_bound=1,
 )  # fmt: skip
 FIELD = flags.DEFINE_float(
-    "field", 0.01, "Smooth error of the oracle's point maps; single points have half of it.",
+    "field", 0.01, "Smooth error of the oracle's point maps, a share of depth; single points have "
+    "half of it.",
     lower_bound=0.0,
 )  # fmt: skip
 PAIRS = flags.DEFINE_enum("pairs", "method", ["method", "oracle"], "Where pair predictions are of.")

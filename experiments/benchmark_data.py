@@ -40,14 +40,16 @@ from data.readers.training import TrainingFrame, TrainingScene
 from experiments import cli
 
 DATASET = flags.DEFINE_string("dataset", None, "A training set of yours instead; with --root.")
-ROOT = flags.DEFINE_string("root", None, "Its folder.")
-PRIOR = flags.DEFINE_string("prior", None, "Its prior files, e.g. depthpro.")
-HEIGHT = flags.DEFINE_integer("height", 288, "Height of the batches.")
-WIDTH = flags.DEFINE_integer("width", 512, "Width of the batches.")
+ROOT = flags.DEFINE_string("root", None, "Its folder; only with --dataset.")
+PRIOR = flags.DEFINE_string("prior", None, "Its prior files, e.g. depthpro; only with --dataset.")
+HEIGHT = flags.DEFINE_integer("height", 288, "Height of the batches in pixels.")
+WIDTH = flags.DEFINE_integer("width", 512, "Width of the batches in pixels.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 4, "Pairs in a batch.")
 SAMPLES = flags.DEFINE_integer("samples", 32, "Pairs measured by stage, and by the stream.")
 WORKERS = flags.DEFINE_list("workers", ["0"], "Numbers of processes that load, to compare.")
-STEP_SECONDS = flags.DEFINE_float("step_seconds", 0.0, "Length of the step; 0: none is run.")
+STEP_SECONDS = flags.DEFINE_float(
+    "step_seconds", 0.0, "Length of the step in seconds; 0: none is run."
+)
 STEPS = flags.DEFINE_integer("steps", 24, "Steps run beside the stream; the last half counts.")
 OUTPUT = flags.DEFINE_string("output", None, "Also write the figures as JSON here.")
 

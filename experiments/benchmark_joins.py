@@ -26,11 +26,13 @@ from data.procedural import clip, make_long, oracle
 from experiments import cli
 
 VIDEOS = flags.DEFINE_list(
-    "videos", ["0", "1", "2", "3"], "Numbers of places: 0 a laid table, then drawn: a table-top, a "
-    "room, outdoors, in turn.",
+    "videos", ["0", "1", "2", "3"], "Numbers of the videos: 0 a laid table, then drawn: a "
+    "table-top, a room, outdoors, in turn.",
 )  # fmt: skip
 FRAMES = flags.DEFINE_integer("frames", 50, "Length of a video.", lower_bound=12)
-FIELD = flags.DEFINE_float("field", 0.01, "Smooth error of every point map.", lower_bound=0.0)
+FIELD = flags.DEFINE_float(
+    "field", 0.01, "Smooth error of every point map, a share of its depth.", lower_bound=0.0
+)
 
 
 STAGES = ("clips as they are", "scale carried across", "refined together")

@@ -32,10 +32,12 @@ from align3r_jax.evaluation import trajectory
 from data.procedural import wavy_wall
 from experiments import cli
 
-STRIDES = flags.DEFINE_list("strides", ["8", "6", "4"], "Of Gauss-Newton's lattice.")
+STRIDES = flags.DEFINE_list("strides", ["8", "6", "4"], "Of Gauss-Newton's lattice, in pixels.")
 ADAM = flags.DEFINE_bool("adam", False, "Also 300 iterations of Adam over all pixels.")
 FRAMES = flags.DEFINE_integer("frames", 20, "Frames of the scene.", lower_bound=2)
-WIDTH = flags.DEFINE_integer("width", 512, "Width; the height is 9/16 of it.", lower_bound=32)
+WIDTH = flags.DEFINE_integer(
+    "width", 512, "Width in pixels; the height is 9/16 of it.", lower_bound=32
+)
 OUTPUT = flags.DEFINE_string("output", None, "Also write the rows as JSON here.")
 
 

@@ -32,10 +32,12 @@ from data.procedural import make_long, make_sample
 from experiments import cli
 
 OUTPUT = flags.DEFINE_string("output", "outputs/long", "Folder for the video and the results.")
-FRAMES = flags.DEFINE_list("frames", ["50", "100", "250", "500", "1000"], "Lengths to run.")
-HEIGHT = flags.DEFINE_integer("height", 96, "Of the video.", lower_bound=32)
-WIDTH = flags.DEFINE_integer("width", 128, "Of the video.", lower_bound=32)
-MAX_MEMORY = flags.DEFINE_string("max_memory", "4GB", "What every run may use.")
+FRAMES = flags.DEFINE_list(
+    "frames", ["50", "100", "250", "500", "1000"], "Lengths to run, in frames."
+)
+HEIGHT = flags.DEFINE_integer("height", 96, "Of the video, in pixels.", lower_bound=32)
+WIDTH = flags.DEFINE_integer("width", 128, "Of the video, in pixels.", lower_bound=32)
+MAX_MEMORY = flags.DEFINE_string("max_memory", "4GB", "What every run may use: 4GB, 6GiB.")
 KEEP = flags.DEFINE_bool("keep", True, "Take lengths that are in benchmark_long.json from there.")
 
 _STYLE = (

@@ -31,6 +31,7 @@ from align3r_jax.networks.raft.config import FLOW_PRESETS
 from align3r_jax.weights import kinds
 from experiments import benchmark, cli
 
+flags.adopt_module_key_flags(benchmark)  # --help lists --quick and --output too
 HEAVY = flags.DEFINE_bool("heavy", False, "Also the networks that take minutes on a CPU.")
 
 # Operations of one directed pair of 288 x 512 frames: (encoders and what else runs once,

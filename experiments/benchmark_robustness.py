@@ -32,7 +32,9 @@ from experiments import cli
 OUTPUT = flags.DEFINE_string("output", None, "Also write all numbers as JSON here.")
 MARKDOWN = flags.DEFINE_string("markdown", None, "Also write the table here.")
 FRAMES = flags.DEFINE_integer("frames", 8, "Frames of a clip.", lower_bound=4)
-WIDTH = flags.DEFINE_integer("width", 128, "Width of the frames; height is 3/4.", lower_bound=32)
+WIDTH = flags.DEFINE_integer(
+    "width", 128, "Width in pixels; the height is 3/4 of it.", lower_bound=32
+)
 ITERATIONS = flags.DEFINE_integer("iterations", 300, "Alignment iterations.", lower_bound=1)
 
 _UNIT, _SEED = 3.0, 5  # the user's world counts in thirds of a metre

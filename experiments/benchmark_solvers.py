@@ -35,7 +35,9 @@ from experiments import cli
 OUTPUT = flags.DEFINE_string("output", None, "Also write all numbers as JSON here.")
 MOVING = flags.DEFINE_list("moving", ["none", "few", "many"], "How much moves.")
 FRAMES = flags.DEFINE_integer("frames", 8, "Frames of a clip.", lower_bound=3)
-HEIGHT = flags.DEFINE_integer("height", 96, "Rows; the width is a third more.", lower_bound=48)
+HEIGHT = flags.DEFINE_integer(
+    "height", 96, "Height in pixels; the width is a third more.", lower_bound=48
+)
 GRAPH = flags.DEFINE_string("graph", "swinstride-3-noncyclic", "Pair graph.")
 
 SOLVERS = ("adam", "gauss_newton")

@@ -50,6 +50,7 @@ def collectives(text: str) -> list[Collective]:
     Raises ValueError for a form of replica groups that is not understood.
     """
     found = []
+    text = re.sub(r"/\*.*?\*/", "", text)  # long tuples number their parts in comments
     runs = _runs(text)
     computation = ""
     for line in text.splitlines():

@@ -23,22 +23,24 @@ from align3r_jax.weights import folder, kinds, published, store
 from align3r_jax.weights.store import LoadedNetwork
 from experiments import cli
 
-INPUT = flags.DEFINE_string("input", None, "weights to read: a file, folder or name", required=True)
-OUTPUT = flags.DEFINE_string("output", None, "what to write; must not exist", required=True)
+INPUT = flags.DEFINE_string(
+    "input", None, "Weights to read: a file, folder or name.", required=True
+)
+OUTPUT = flags.DEFINE_string("output", None, "What to write; must not exist.", required=True)
 DTYPE = flags.DEFINE_enum(
-    "dtype", None, ["float32", "bfloat16", "float16"], "type to store (default: as in the input)"
+    "dtype", None, ["float32", "bfloat16", "float16"], "Type to store; default: as in the input."
 )
 FORMAT = flags.DEFINE_enum(
     "format", "orbax", ["orbax", "safetensors"],
-    "orbax: a folder for this project; safetensors: one file with the reference's names",
+    "orbax: a folder for this project; safetensors: one file with the reference's names.",
 )  # fmt: skip
-OVERWRITE = flags.DEFINE_bool("overwrite", False, "replace earlier weights at --output")
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace earlier weights at --output.")
 INITIALISE_MISSING = flags.DEFINE_bool(
-    "initialise_missing", False, "give new heads to weights without (CroCo v2), to train from"
+    "initialise_missing", False, "Give new heads to weights without (CroCo v2), to train from."
 )
 PRESET = flags.DEFINE_enum(
-    "preset", None, sorted(published.PUBLISHED), "which published network this must be; needed for "
-    "metric depth networks whose file is named otherwise than published",
+    "preset", None, sorted(published.PUBLISHED), "Which published network this must be; needed for "
+    "metric depth networks whose file is named otherwise than published.",
 )  # fmt: skip
 
 

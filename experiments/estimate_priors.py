@@ -35,15 +35,19 @@ INPUT = flags.DEFINE_multi_string(
 )  # fmt: skip
 OUTPUT = flags.DEFINE_string("output", None, "Folder of results and records.", required=True)
 PRIOR = flags.DEFINE_string("prior", "none", "Depth network, as of reconstruct; none: no depth.")
-PRIOR_WEIGHTS = flags.DEFINE_string("prior_weights", None, "Its file or folder.")
+PRIOR_WEIGHTS = flags.DEFINE_string(
+    "prior_weights", None, "Its file or folder; default: looked for by name."
+)
 FLOW = flags.DEFINE_enum("flow", "none", ["none", "dis", "raft", "sea_raft"], "Optical flow.")
-FLOW_WEIGHTS = flags.DEFINE_string("flow_weights", None, "File or folder of raft or sea_raft.")
+FLOW_WEIGHTS = flags.DEFINE_string(
+    "flow_weights", None, "Its file or folder; default: looked for by name."
+)
 FLOW_ITERATIONS = flags.DEFINE_integer("flow_iterations", 20, "Updates of raft and sea_raft.",
                                        lower_bound=1)  # fmt: skip
 FLOW_OFFSETS = flags.DEFINE_list(
     "flow_offsets", ["1"], "Frames between the two of a pair; both directions are computed."
 )
-FLOW_SIZE = flags.DEFINE_integer("flow_size", 512, "Long side at which flow is computed.",
+FLOW_SIZE = flags.DEFINE_integer("flow_size", 512, "Long side in pixels at which flow is computed.",
                                  lower_bound=32)  # fmt: skip
 LAYOUT = flags.DEFINE_enum(
     "layout", "clip", ["clip", *prior_files.LAYOUTS], "Where priors go; see io/prior_files.py."
@@ -52,7 +56,7 @@ FOCAL = flags.DEFINE_float(
     "focal", None, "Focal of the images in pixels, if known.", lower_bound=1e-3
 )
 STRIDE = flags.DEFINE_integer("stride", 1, "Take every n-th frame.", lower_bound=1)
-FPS = flags.DEFINE_float("fps", None, "Take this many frames per second.", lower_bound=0.01)
+FPS = flags.DEFINE_float("fps", None, "Take only so many frames per second.", lower_bound=0.01)
 MAX_FRAMES = flags.DEFINE_integer("max_frames", 0, "At most this many frames of a clip; 0: all.",
                                   lower_bound=0)  # fmt: skip
 MAX_MEMORY = flags.DEFINE_float(

@@ -37,7 +37,9 @@ DATASET = flags.DEFINE_string(
     "dataset", None, "sintel, bonn, tum, kitti, nyu, scannet, davis, pointodyssey, flyingthings, "
     "or procedural, which needs no files.", required=True,
 )  # fmt: skip
-ROOT = flags.DEFINE_string("root", None, "Folder of the data set (data/README.md).")
+ROOT = flags.DEFINE_string(
+    "root", None, "Folder of the data set (data/README.md); needed by all but procedural."
+)
 PROTOCOL = flags.DEFINE_enum("protocol", "ours", _PROTOCOLS, "Frames, fits, metrics, settings.")
 RUNNING = flags.DEFINE_enum(
     "running", None, _PROTOCOLS, "Settings of the method from this protocol instead; frames, fits "
@@ -53,26 +55,34 @@ QUATERNIONS = flags.DEFINE_enum(
     "quaternions", "xyzw", ["xyzw", "wxyz"], "Their order in trajectories of --predictions; the "
     "reference implementations write wxyz.",
 )  # fmt: skip
-METHOD = flags.DEFINE_string("method", None, "Name of our row in the table.")
-WEIGHTS = flags.DEFINE_string("weights", None, "Pairwise network, as in experiments.reconstruct.")
+METHOD = flags.DEFINE_string(
+    "method", None, "Name of our row in the table; default: by its weights."
+)
+WEIGHTS = flags.DEFINE_string(
+    "weights", None, "Pairwise network, as in experiments.reconstruct; default: flow predictor."
+)
 PRIOR = flags.DEFINE_string(
     "prior", None, "Depth prior instead of the protocol's: as in experiments.reconstruct, or "
     "stored:NAME for the files that lie with the data set (depthpro, depthanything, depthmetric).",
 )  # fmt: skip
-PRIOR_WEIGHTS = flags.DEFINE_string("prior_weights", None, "File or folder of the prior network.")
+PRIOR_WEIGHTS = flags.DEFINE_string(
+    "prior_weights", None, "Its file or folder; default: looked for by name."
+)
 FLOW = flags.DEFINE_string("flow", None, "Optical flow instead of the protocol's.")
-FLOW_WEIGHTS = flags.DEFINE_string("flow_weights", None, "File or folder of the flow network.")
+FLOW_WEIGHTS = flags.DEFINE_string(
+    "flow_weights", None, "Its file or folder; default: looked for by name."
+)
 SEQUENCES = flags.DEFINE_list("sequences", None, "Only these; default: the protocol's list.")
-MAX_SEQUENCES = flags.DEFINE_integer("max_sequences", 0, "Only the first so many; 0: all.",
+MAX_SEQUENCES = flags.DEFINE_integer("max_sequences", 0, "Only so many sequences; 0: all.",
                                      lower_bound=0)  # fmt: skip
 START = flags.DEFINE_integer("start", None, "First frame instead of the protocol's.",
                              lower_bound=0)  # fmt: skip
 STRIDE = flags.DEFINE_integer("stride", None, "Every n-th frame instead.", lower_bound=1)
 MAX_FRAMES = flags.DEFINE_integer("max_frames", None, "Frames of a sequence instead; 0: all.",
                                   lower_bound=0)  # fmt: skip
-SIZE = flags.DEFINE_integer("size", None, "Working size instead of the protocol's.",
+SIZE = flags.DEFINE_integer("size", None, "Working size in pixels instead of the protocol's.",
                             lower_bound=32)  # fmt: skip
-ITERATIONS = flags.DEFINE_integer("iterations", None, "Of the alignment, instead.",
+ITERATIONS = flags.DEFINE_integer("iterations", None, "Iterations of the alignment, instead.",
                                   lower_bound=1)  # fmt: skip
 ASSOCIATION = flags.DEFINE_enum(
     "association", None, ["stamps", "position", "reference_rows"], "Of Bonn and TUM, instead."
@@ -83,7 +93,9 @@ DEVICES = flags.DEFINE_string(
 SHARD = flags.DEFINE_string("shard", "1/1", "k/n: of n processes this is the k-th, from 1.")
 PLOTS = flags.DEFINE_bool("plots", True, "Draw error maps, delta curves and paths.")
 KEEP = flags.DEFINE_bool("keep_predictions", False, "Write what was predicted to predictions/.")
-CACHE = flags.DEFINE_string("cache_dir", None, "Where depth priors are kept between runs.")
+CACHE = flags.DEFINE_string(
+    "cache_dir", None, "Where depth priors are kept between runs; default: the user's cache."
+)
 
 
 def departures() -> dict[str, Any]:

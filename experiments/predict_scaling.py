@@ -58,7 +58,7 @@ CONFIG = config_flags.DEFINE_config_file(
 MACHINE = flags.DEFINE_enum("hardware", "v5e-256", sorted(HARDWARE), "Which accelerators.")
 MESHES = flags.DEFINE_list("meshes", ["16x16"], "Meshes to compile for, data x fsdp devices.")
 PAIRS = flags.DEFINE_list("pairs_per_device", ["1"], "Pairs of a step on one device.")
-OUTPUT = flags.DEFINE_string("output", None, "Write the results here as JSON.")
+OUTPUT = flags.DEFINE_string("output", None, "Also write the results here as JSON.")
 
 
 def main(argv: Sequence[str]) -> None:

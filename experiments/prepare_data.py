@@ -28,9 +28,11 @@ DATASET = flags.DEFINE_string(
     "dataset", None, f"What is read: {', '.join(training_sets.TRAINING_SETS)}.", required=True
 )
 ROOT = flags.DEFINE_string("root", None, "Folder of the download.", required=True)
-OUTPUT = flags.DEFINE_string("output", None, "Folder to write or to continue.")
+OUTPUT = flags.DEFINE_string(
+    "output", None, "Folder to write or to continue; needed unless --check."
+)
 SPLIT = flags.DEFINE_list("split", ["train"], "Splits: train, test, or both (train,test).")
-VARIANT = flags.DEFINE_string("variant", None, "A part of the set, where it has parts.")
+VARIANT = flags.DEFINE_string("variant", None, "Only this part of the set, where it has parts.")
 PARITY = flags.DEFINE_bool(
     "parity", False, "Decode as the published preparation, mistakes included."
 )
@@ -40,7 +42,11 @@ SIZE = flags.DEFINE_integer(
 )
 IMAGE = flags.DEFINE_enum("image", "jpeg", settings.IMAGES, "Pictures of records.")
 QUALITY = flags.DEFINE_integer(
-    "quality", 75, "Of JPEG; 75 is that of the published data.", lower_bound=1, upper_bound=100
+    "quality",
+    75,
+    "Of JPEG, 1 to 100, no unit; 75 is that of the published data.",
+    lower_bound=1,
+    upper_bound=100,
 )
 DEPTH = flags.DEFINE_enum(
     "depth", "float32", settings.DEPTHS,

@@ -36,10 +36,10 @@ VIDEO = flags.DEFINE_string(
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write, made new.", required=True)
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing output.")
 RESUME = flags.DEFINE_bool("resume", False, "Continue an interrupted run of the same settings.")
-START = flags.DEFINE_integer("start", 0, "First frame.", lower_bound=0)
-END = flags.DEFINE_integer("end", None, "Frame to stop before.", lower_bound=1)
+START = flags.DEFINE_integer("start", 0, "First frame, counted from 0.", lower_bound=0)
+END = flags.DEFINE_integer("end", None, "Frame to stop before; default: the end.", lower_bound=1)
 STRIDE = flags.DEFINE_integer("stride", 1, "Take every n-th frame.", lower_bound=1)
-FPS = flags.DEFINE_float("fps", None, "Take this many frames per second.", lower_bound=0.01)
+FPS = flags.DEFINE_float("fps", None, "Take only so many frames per second.", lower_bound=0.01)
 MAX_FRAMES = flags.DEFINE_integer(
     "max_frames", 0, "At most this many frames, from the start; 0: all.", lower_bound=0
 )
@@ -50,7 +50,10 @@ SIZE = flags.DEFINE_integer(
 )  # fmt: skip
 CROP = flags.DEFINE_bool("crop", True, "Centre crop to multiples of 16; --nocrop resizes instead.")
 WEIGHTS = flags.DEFINE_string(
-    "weights", None, "Converted folder, official .pth/.safetensors file, or align3r_small."
+    "weights",
+    None,
+    "Pairwise network: converted folder, official .pth/.safetensors file, "
+    "align3r_small, or the work folder of a training. Default: no network, the flow predictor.",
 )
 PREDICTOR = flags.DEFINE_enum("predictor", "auto", ["auto", "network", "flow"], "Pair predictor.")
 PRIOR = flags.DEFINE_string(
@@ -74,7 +77,9 @@ GRAPH = flags.DEFINE_string("graph", "swinstride-5-noncyclic", "Pair graph of a 
 MODE = flags.DEFINE_enum(
     "mode", "auto", ["auto", "flat", "hierarchical"], "auto: hierarchical for long videos."
 )
-CLIP_SIZE = flags.DEFINE_integer("clip_size", 10, "Longest clip (hierarchical).", lower_bound=2)
+CLIP_SIZE = flags.DEFINE_integer(
+    "clip_size", 10, "Frames of the longest clip (hierarchical).", lower_bound=2
+)
 SOLVER = flags.DEFINE_enum(
     "solver", "auto", ["auto", "adam", "gauss_newton"],
     "Of the alignment: adam (first order, all pixels) or gauss_newton (second order, a lattice of "
@@ -82,19 +87,19 @@ SOLVER = flags.DEFINE_enum(
     "wherever --iterations, --lr, --lr_min or --schedule is set.",
 )  # fmt: skip
 STEPS = flags.DEFINE_integer(
-    "steps", config_lib.AlignmentConfig.gauss_newton_steps, "Of gauss_newton, at most.",
+    "steps", config_lib.AlignmentConfig.gauss_newton_steps, "Steps of gauss_newton, at most.",
     lower_bound=1,
 )  # fmt: skip
-ITERATIONS = flags.DEFINE_integer("iterations", 300, "Of adam.", lower_bound=1)
+ITERATIONS = flags.DEFINE_integer("iterations", 300, "Iterations of adam.", lower_bound=1)
 LR = flags.DEFINE_float("lr", 0.01, "Learning rate of adam.", lower_bound=0.0)
-LR_MIN = flags.DEFINE_float("lr_min", 1e-3, "Learning rate at its end.", lower_bound=0.0)
+LR_MIN = flags.DEFINE_float("lr_min", 1e-3, "Learning rate of adam at the end.", lower_bound=0.0)
 SCHEDULE = flags.DEFINE_string(
     "schedule", "linear", "Of the learning rate: linear, cosine or cycleK (K linear ramps)."
 )
 SHARED_FOCAL = flags.DEFINE_bool("shared_focal", True, "One focal for the whole video.")
 CAMERAS = flags.DEFINE_string(
     "cameras", None, "Known cameras of all frames or of some: COLMAP folder, transforms.json, TUM "
-    "trajectory, intrinsics, plain JSON, or a result of ours (docs/alignment.md).",
+    "trajectory, intrinsics, plain JSON, a result of ours (docs/alignment.md). Default: none.",
 )  # fmt: skip
 CAMERA_USE = flags.DEFINE_enum(
     "camera_use", "all", ["all", "intrinsics", "poses"], "What of the known cameras is used."
@@ -109,8 +114,8 @@ CAMERA_ROTATION = flags.DEFINE_float(
     "camera_rotation_std", 1.0, "Soft cameras: standard deviation in degrees.", lower_bound=1e-6
 )
 CAMERA_TRANSLATION = flags.DEFINE_float(
-    "camera_translation_std", 0.05, "Soft cameras: standard deviation of the positions.",
-    lower_bound=1e-9,
+    "camera_translation_std", 0.05, "Soft cameras: standard deviation of positions, in the unit of "
+    "--camera_translation_unit.", lower_bound=1e-9,
 )  # fmt: skip
 CAMERA_UNIT = flags.DEFINE_enum(
     "camera_translation_unit", "relative", ["relative", "scene"],
@@ -122,7 +127,7 @@ CAMERA_FOCAL = flags.DEFINE_float(
 )  # fmt: skip
 MASKS = flags.DEFINE_string(
     "masks", None, "Folder of masks named after frames, for any of them: grey 0 static, 128 "
-    "ignore, 255 dynamic, or palette indices 0 static, 1 dynamic, 2 ignore.",
+    "ignore, 255 dynamic, or palette 0 static, 1 dynamic, 2 ignore. Default: motion is found.",
 )  # fmt: skip
 PRIOR_WEIGHT = flags.DEFINE_float(
     "depth_prior_weight", 0.0, "Weight of the term that draws depth to the shape of the prior.",

@@ -35,10 +35,14 @@ CONFIG = config_flags.DEFINE_config_file(
     "config", "experiments/configs/align3r_small.py", "Settings, a Python file.", lock_config=True
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run.", required=True)
-EXPORT = flags.DEFINE_string("export", None, "Write the averaged weights here when done.")
+EXPORT = flags.DEFINE_string("export", None, "Also write the averaged weights here when done.")
 COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, if several run.")
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes run.")
-PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.")
+NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "How many processes run, if several do."
+)
+PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "Which of them this one is, from 0; if several run."
+)
 DISTRIBUTED = flags.DEFINE_enum(
     "distributed", "auto", ["auto", "on", "off"],
     "Several processes found by JAX itself (on: TPU pods, Slurm, Open MPI); auto: where the "

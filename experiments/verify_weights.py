@@ -22,11 +22,11 @@ from align3r_jax.weights import store
 from align3r_jax.weights.store import LoadedNetwork
 from experiments import cli, recordings
 
-WEIGHTS = flags.DEFINE_string("weights", None, "a folder, file or shipped name", required=True)
-GOLDEN = flags.DEFINE_string("golden", None, "the recording, an .npz file; none: a self-check")
+WEIGHTS = flags.DEFINE_string("weights", None, "A folder, file or shipped name.", required=True)
+GOLDEN = flags.DEFINE_string("golden", None, "The recording, an .npz file; default: a self-check.")
 TOLERANCE = flags.DEFINE_float(
-    "tolerance", None, "largest difference allowed, relative to the largest value of an array; "
-    "default 2e-5 for pairwise networks, 1e-4 for others",
+    "tolerance", None, "Largest difference allowed, a share of the largest value of an array; "
+    "default: 2e-5 for pairwise networks, 1e-4 for others.",
 )  # fmt: skip
 
 

@@ -115,7 +115,7 @@ def main(_: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("output", "outputs/long", "Folder that receives the two files.")
-    flags.DEFINE_integer("frames", 1000, "How many.", lower_bound=2)
+    flags.DEFINE_integer("frames", 1000, "How many frames.", lower_bound=2)
     flags.DEFINE_integer("height", 96, "Pixels, even.", lower_bound=32)
     flags.DEFINE_integer("width", 128, "Pixels, even.", lower_bound=32)
     app.run(main)
