@@ -34,15 +34,18 @@ USER_ERROR = 2
 INTERRUPTED = 130
 
 
-def run(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Parses the flags, runs `main(argv)` and exits with the code of the table above."""
+def run(main: Callable[[Sequence[str]], int | None], arguments: int = 0) -> None:
+    """Parses the flags, runs `main(argv)` and exits with the code of the table above.
+
+    arguments: how many a script takes beside its flags, at most (argv[1], ...).
+    """
 
     def guarded(argv: Sequence[str]) -> int:
         try:
-            if len(argv) > 1:
+            if len(argv) > 1 + arguments:
                 raise UserError(
-                    f"Unexpected argument {argv[1]!r}: every setting is a flag, written "
-                    "--name=value (--help lists them)."
+                    f"Unexpected argument {argv[1 + arguments]!r}: every setting is a flag, "
+                    "written --name=value (--help lists them)."
                 )
             use_compile_cache()
             quiet_libraries()
