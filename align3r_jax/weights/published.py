@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ _CHOICES = ("pos_embed_mode",)  # settings in which one and the same weights may
 _SUFFIXES = ("", ".safetensors", ".pth", ".pt")
 _APACHE, _BSD = "Apache-2.0", "BSD-3-Clause"
 _NON_COMMERCIAL = "CC BY-NC 4.0, no commercial use"
+_SHARE_ALIKE = "CC BY-NC-SA 4.0, no commercial use"
+_NONE_STATED = f"none stated; trained from DUSt3R's weights, so treat as {_SHARE_ALIKE}"
 _APPLE = "Apple's model licence (apple-amlr), research only"
 
 
@@ -30,7 +32,8 @@ class Published:
 
     name: what settings call them. kind: a name of `kinds.KINDS`. preset: of its known configs;
     None: several fit. files: names that they are published under, hub repositories by their last
-    part. origin: where to get them. arguments: settings that the file does not tell.
+    part. origin: where to get them. megabytes: size of the authors' file, about. arguments:
+    settings that the file does not tell.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Published:
     files: tuple[str, ...]
     origin: str
     licence: str
+    megabytes: int
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -47,9 +51,16 @@ class Published:
         return self.licence in (_APACHE, _BSD)
 
 
+def _both(name: str) -> tuple[str, ...]:
+    """A hub folder, or the authors' file, of one name."""
+    return name, f"{name}.pth"
+
+
 def _depth_anything() -> list[Published]:
     found = []
-    for size, letters in (("small", "vits"), ("base", "vitb"), ("large", "vitl")):
+    for size, letters, megabytes in (
+        ("small", "vits", 99), ("base", "vitb", 390), ("large", "vitl", 1341),
+    ):  # fmt: skip
         licence = _APACHE if size == "small" else _NON_COMMERCIAL
         name = f"depth_anything_v2_{size}"
         file, hub = f"depth_anything_v2_{letters}.pth", f"Depth-Anything-V2-{size.title()}-hf"
@@ -57,7 +68,8 @@ def _depth_anything() -> list[Published]:
             f"{file} of the project Depth-Anything-V2, or the folder of the Hugging Face "
             f"repository depth-anything/{hub}"
         )
-        found.append(Published(name, "depth_anything", name, (file, hub), origin, licence))
+        found.append(Published(name, "depth_anything", name, (file, hub), origin, licence,
+                               megabytes))  # fmt: skip
         for place, data, max_depth in (("indoor", "hypersim", 20.0), ("outdoor", "vkitti", 80.0)):
             name = f"depth_anything_v2_metric_{place}_{size}"
             file = f"depth_anything_v2_metric_{data}_{letters}.pth"
@@ -68,7 +80,7 @@ def _depth_anything() -> list[Published]:
             )
             found.append(
                 Published(
-                    name, "depth_anything", name, (file, hub), origin, licence,
+                    name, "depth_anything", name, (file, hub), origin, licence, megabytes,
                     {"max_depth": max_depth},
                 )
             )  # fmt: skip
@@ -81,13 +93,13 @@ PUBLISHED: dict[str, Published] = {
         Published(
             "depth_pro", "depth_pro", "depth_pro", ("depth_pro.pt", "DepthPro-hf"),
             "depth_pro.pt of the project ml-depth-pro, or the folder of the Hugging Face "
-            "repository apple/DepthPro-hf", _APPLE,
+            "repository apple/DepthPro-hf", _APPLE, 1904,
         ),
         *_depth_anything(),
         Published(
             "raft", "raft", None,
             ("raft-things.pth", "raft-sintel.pth", "raft-kitti.pth", "raft-chairs.pth"),
-            "raft-things.pth (or raft-sintel.pth) of the project RAFT", _BSD,
+            "raft-things.pth (or raft-sintel.pth) of the project RAFT", _BSD, 21,
         ),
         Published(
             "sea_raft", "sea_raft", None,
@@ -96,7 +108,41 @@ PUBLISHED: dict[str, Published] = {
                 "Tartan-C-T-TSKH-spring540x960-S.pth",
             ),
             "Tartan-C-T432x960-M.pth (or another file) of the project SEA-RAFT, or the folder of a "
-            "Hugging Face repository MemorySlices/Tartan-...", _BSD,
+            "Hugging Face repository MemorySlices/Tartan-...", _BSD, 79,
+        ),
+    )
+}  # fmt: skip
+
+# Pairwise networks: their files are named with --weights, never looked for by a setting's name.
+PAIRWISE: dict[str, Published] = {
+    entry.name: entry
+    for entry in (
+        Published(
+            "align3r_depthpro", kinds.PAIRWISE, "align3r_vitl_512_dpt",
+            _both("Align3R_DepthPro_ViTLarge_BaseDecoder_512_dpt"),
+            "the folder of the Hugging Face repository "
+            "cyun9286/Align3R_DepthPro_ViTLarge_BaseDecoder_512_dpt (its prior: depth_pro)",
+            _NONE_STATED, 2412,
+        ),
+        Published(
+            "align3r_depthanything", kinds.PAIRWISE, "align3r_vitl_512_dpt",
+            _both("Align3R_DepthAnythingV2_ViTLarge_BaseDecoder_512_dpt"),
+            "the folder of the Hugging Face repository "
+            "cyun9286/Align3R_DepthAnythingV2_ViTLarge_BaseDecoder_512_dpt (its prior: "
+            "depth_anything_v2_large)", _NONE_STATED, 2412,
+        ),
+        Published(
+            "monst3r", kinds.PAIRWISE, "monst3r_vitl_512_dpt",
+            _both("MonST3R_PO-TA-S-W_ViTLarge_BaseDecoder_512_dpt"),
+            "MonST3R_PO-TA-S-W_ViTLarge_BaseDecoder_512_dpt of the project MonST3R (no prior)",
+            _SHARE_ALIKE, 2285,
+        ),
+        Published(
+            "dust3r", kinds.PAIRWISE, "dust3r_vitl_512_dpt",
+            _both("DUSt3R_ViTLarge_BaseDecoder_512_dpt"),
+            "DUSt3R_ViTLarge_BaseDecoder_512_dpt of the project DUSt3R, or the folder of the "
+            "Hugging Face repository naver/DUSt3R_ViTLarge_BaseDecoder_512_dpt (no prior)",
+            _SHARE_ALIKE, 2285,
         ),
     )
 }  # fmt: skip
@@ -122,19 +168,32 @@ def locate(name: str, flag: str) -> Path:
     that says where to get them, under which licence, and how to convert them.
     """
     entry = PUBLISHED[name]
-    candidates = [name + suffix for suffix in _SUFFIXES] + list(entry.files)
-    for folder in search_path():
-        for candidate in candidates:
-            if (folder / candidate).exists():
-                return folder / candidate
+    found = find(entry, search_path())
+    if found is not None:
+        return found
     places = ", ".join(str(folder) for folder in search_path())
-    target = search_path()[0] / name
     raise UserError(
         f"No weights of {name} were found in {places}. Get {entry.origin} (licence: "
-        f"{entry.licence}), then either name it with {flag}=FILE, or convert it once: python -m "
-        f"experiments.convert_weights --input=FILE --output={target}"
-        + (f" --preset={name}" if entry.arguments else "")
+        f"{entry.licence}), then either name it with {flag}=FILE, or convert it once: "
+        f"{convert_command(entry, search_path()[0])}"
     )
+
+
+def find(entry: Published, folders: Iterable[Path]) -> Path | None:
+    """Returns the first of `folders`' files and folders that is named as these weights are."""
+    names = [*(entry.name + suffix for suffix in _SUFFIXES), *entry.files]
+    for folder in folders:
+        for name in names:
+            if (folder / name).exists():
+                return folder / name
+    return None
+
+
+def convert_command(entry: Published, folder: Path) -> str:
+    """Returns the command that converts the authors' FILE to where it is found again."""
+    preset = f" --preset={entry.name}" if entry.arguments else ""
+    output = folder / entry.name
+    return f"python -m experiments.convert_weights --input=FILE --output={output}{preset}"
 
 
 def name_of(kind: str, config: Any) -> str | None:

@@ -51,6 +51,27 @@ def read_torch(path: str | Path, skip: Collection[str] = ()) -> Any:
     raise UserError(f"{path.name} is no PyTorch file: {describe_head(head)}.")
 
 
+def check(path: str | Path) -> None:
+    """Raises UserError unless this is a PyTorch file that is as long as it says; reads no tensor.
+
+    Of the older stream only the first bytes are looked at.
+    """
+    path = Path(path)
+    with path.open("rb") as file:
+        head = file.read(64)
+    if head[:1] == b"\x80":
+        return
+    if head[:4] != b"PK\x03\x04":
+        raise UserError(f"{path.name} is no PyTorch file: {describe_head(head)}.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            _zip_root(path, {info.filename: info for info in archive.infolist()})
+    except _DAMAGED_ZIP as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path.name} is truncated or damaged; download it again.") from error
+
+
 def describe_head(head: bytes) -> str:
     """Says in words what a file that is no weight file starts with."""
     if not head:

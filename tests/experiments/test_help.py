@@ -29,12 +29,12 @@ UNKNOWN = object()
 
 
 def _text(node):
-    """The text of a constant, of constants side by side, of an f-string with holes."""
+    """The text of a constant, a sum, an f-string with holes; what else is computed is a hole."""
     if isinstance(node, ast.JoinedStr):
         return "".join(_text(part) for part in node.values)
-    if isinstance(node, ast.FormattedValue):
-        return "…"
-    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+    if isinstance(node, ast.BinOp):
+        return _text(node.left) + _text(node.right)
+    return str(node.value) if isinstance(node, ast.Constant) else "…"
 
 
 def _value(node):
