@@ -1,5 +1,6 @@
 """What the pages tell users to type exists: scripts, flags, files, names of the library."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import align3r_jax
 ROOT = Path(__file__).parents[1]
 PAGES = [
     path
-    for path in [ROOT / "README.md", ROOT / "WORKSPACE.md", *ROOT.glob("*/README.md"),
+    for path in [ROOT / "README.md", ROOT / "WORKSPACE.md", *ROOT.glob("[a-z]*/README.md"),
                  *(ROOT / "docs").glob("*.md")]
     if path.exists()
 ]  # fmt: skip
@@ -35,13 +36,47 @@ def test_scripts_and_flags_exist(page):
             assert flag == "help" or f'"{name}"' in code, f"{page.name}: {module} has no --{flag}"
 
 
+def _flags_of_scripts() -> set[str]:
+    found = {"help", "helpfull", "config", "verbosity"}  # absl's own, and what DEFINE_ names apart
+    for path in [*(ROOT / "experiments").rglob("*.py"), *(ROOT / "data").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            called = getattr(getattr(node, "func", None), "attr", "")
+            if called.startswith("DEFINE_"):
+                found.add(node.args[0].value)
+                found |= {f"no{node.args[0].value}"} if called == "DEFINE_bool" else set()
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_flags_in_prose_exist(page):
+    text = re.sub(r"(pytest|pip|make|git|ffmpeg)\b[^\n`]*", "", page.read_text())
+    if page.name == "coming_from_pytorch.md":
+        text = re.sub(r"(?m)^\|[^|]*\|", "|", text)  # the first column has names of others
+    named = {
+        flag for span in re.findall(r"`[^`\n]+`", text) for flag in re.findall(r"--(\w+)", span)
+    }
+    unknown = sorted(named - _flags_of_scripts())
+    assert not unknown, f"{page.name} names flags that no script has: {unknown}"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_and_pictures_exist(page):
     text = page.read_text()
-    targets = re.findall(r"\]\(([^)#]+)\)", text) + re.findall(r'src="([^"]+)"', text)
+    targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'src="([^"]+)"', text)
     for target in targets:
-        if not target.startswith("http"):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+        if target.startswith("http"):
+            continue
+        file, _, heading = target.partition("#")
+        linked = page.parent / file if file else page
+        assert linked.exists(), f"{page.name} links to {file}"
+        if heading:
+            assert heading in _headings(linked), f"{page.name} links to {target}: no such heading"
+
+
+def _headings(page: Path) -> set[str]:
+    """The anchors of a page, as GitHub makes them."""
+    titles = re.findall(r"(?m)^#+ +(.+)$", page.read_text())
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def test_names_of_the_library_exist():
