@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
+import numpy as np
+
 _BYTES = {
     "pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "f16": 2, "bf16": 2,
     "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8,
@@ -25,15 +27,19 @@ _TRIPS = re.compile(r'known_trip_count"?:\s*\{"?n"?:\s*"?(\d+)')
 
 class Collective(NamedTuple):
     """One exchange. bytes: of its result on one device (all-gather: of the gathered array;
-    reduce-scatter: of the array before). group: devices that take part. axes: names of those mesh
-    axes if the program tells them. times: how often it runs (trip counts of loops around it)."""
+    reduce-scatter: of the array before). members: the devices of the first group that takes part.
+    times: how often it runs (trip counts of loops around it)."""
 
     kind: str
     bytes: int
-    group: int
-    axes: tuple[str, ...]
+    members: tuple[int, ...]
     times: int
     source: str
+
+    @property
+    def group(self) -> int:
+        """How many devices exchange with each other."""
+        return len(self.members)
 
     @property
     def moved(self) -> float:
@@ -62,34 +68,19 @@ def collectives(text: str) -> list[Collective]:
         if match is None:
             continue
         sizes = [_size(*shape) for shape in _SHAPE.findall(match["result"])]
-        group, axes = _group(match["rest"], line)
+        members = _members(match["rest"], line)
         # The result of an asynchronous start holds the operands beside the results.
         count = sum(sizes) if not match["start"] else sum(sizes[len(sizes) // 2 :])
         if match["kind"] == "reduce-scatter":
-            count *= group
+            count *= len(members)
         source = re.search(r'op_name="([^"]*)"', line)
         found.append(
             Collective(
-                match["kind"], count, group, axes, runs.get(computation, 1),
+                match["kind"], count, members, runs.get(computation, 1),
                 source[1] if source else "",
             )
         )  # fmt: skip
     return found
-
-
-def as_scattered(found: Iterable[Collective], axis_size: int, state_bytes: int) -> list[Collective]:
-    """Returns the exchanges with all-reduces whose result is cut at once taken as reduce-scatters.
-
-    The CPU compiler sums gradients over the axis that splits the state by all-reduce and then takes
-    a slice; compilers of accelerators make that one reduce-scatter, half the bytes. An all-reduce
-    over `axis_size` devices counts as one of these if it is larger than `state_bytes`.
-    """
-    return [
-        c._replace(kind="reduce-scatter")
-        if c.kind == "all-reduce" and c.group == axis_size and c.bytes >= state_bytes
-        else c
-        for c in found
-    ]
 
 
 def by_kind(found: Iterable[Collective]) -> dict[str, dict[str, float]]:
@@ -108,22 +99,33 @@ def _size(kind: str, shape: str) -> int:
     return _BYTES[kind] * math.prod(int(n) for n in shape.split(",") if n)
 
 
-def _group(rest: str, line: str) -> tuple[int, tuple[str, ...]]:
-    """Devices per group, from one of the ways in which groups are written."""
-    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\].*?\{((?:'[\w.-]+'(?:, ?)?)+)\}", rest)
+def _members(rest: str, line: str) -> tuple[int, ...]:
+    """The first group of devices, from one of the ways in which groups are written."""
+    mesh = re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((.*?)\))? ?\{((?:'[\w.-]+'(?:, ?)?)+)\}",
+        rest,
+    )
     if mesh:
         sizes = {k: int(v) for k, v in re.findall(r"'([\w.-]+)'=(\d+)", mesh[1])}
-        axes = tuple(re.findall(r"'([\w.-]+)'", mesh[2]))
-        return math.prod(sizes[axis] for axis in axes), axes
-    iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=", rest)
+        ids = _iota(mesh[2]) if mesh[2] else np.arange(math.prod(sizes.values()))
+        chosen = re.findall(r"'([\w.-]+)'", mesh[3])
+        corner = tuple(slice(None) if axis in chosen else 0 for axis in sizes)
+        return tuple(ids.reshape(list(sizes.values()))[corner].ravel().tolist())
+    iota = re.search(r"replica_groups=\[\d+,(\d+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", rest)
     if iota:
-        return int(iota[2]), ()
-    listed = re.search(r"replica_groups=\{\{([\d,]+)\}", rest)
+        return tuple(_iota(iota[2]).ravel()[: int(iota[1])].tolist())
+    listed = re.search(r"(?:replica_groups|source_target_pairs)=\{\{([\d,]+)\}", rest)
     if listed:
-        return len(listed[1].split(",")), ()
-    if "source_target_pairs" in rest:
-        return 2, ()
+        return tuple(int(n) for n in listed[1].split(","))
     raise ValueError(f"The replica groups of this line are not understood: {line.strip()[:300]}")
+
+
+def _iota(text: str) -> np.ndarray:
+    """`[2,4]T(1,0)`: the numbers from 0 in this shape, its axes exchanged."""
+    shape, _, order = text.partition("T")
+    sides = [int(n) for n in re.findall(r"\d+", shape)]
+    ids = np.arange(math.prod(sides)).reshape(sides)
+    return ids.transpose([int(n) for n in re.findall(r"\d+", order)]) if order else ids
 
 
 def _runs(text: str) -> dict[str, int]:

@@ -33,7 +33,8 @@ from experiments import cli, compiled_program, train_settings, train_setup
 @dataclasses.dataclass(frozen=True)
 class Hardware:
     """devices: how many. peak: name in `meter.PUBLISHED_PEAKS`. memory: GB of a device. near: GB/s
-    that a device sends within groups of up to `near_devices`, far: to others; from data sheets."""
+    that a device sends to others of its block of `near_devices` (of a torus: along one axis), far:
+    to all others; from data sheets."""
 
     devices: int
     peak: str
@@ -41,14 +42,21 @@ class Hardware:
     near: float
     near_devices: int
     far: float
+    torus: bool
     source: str
+
+    def is_near(self, members: Sequence[int]) -> bool:
+        """Whether the devices of a group are one block, or one line of a torus."""
+        blocks = {member // self.near_devices for member in members}
+        columns = {member % self.near_devices for member in members}
+        return len(blocks) == 1 or (self.torus and len(columns) == 1)
 
 
 # v5e: 1600 Gbit/s between chips over the two axes of a 16 x 16 torus, half of it along one axis.
 # H100: NVLink 900 GB/s, half of it outgoing, among 8; 400 Gbit/s of network per GPU.
 HARDWARE = {
-    "v5e-256": Hardware(256, "TPU v5e", 16, 100, 16, 200, "TPU v5e data sheet"),
-    "h100-64": Hardware(64, "NVIDIA H100", 80, 450, 8, 50, "H100 SXM data sheet, NDR 400 per GPU"),
+    "v5e-256": Hardware(256, "TPU v5e", 16, 100, 16, 200, True, "TPU v5e data sheet"),
+    "h100-64": Hardware(64, "NVIDIA H100", 80, 450, 8, 50, False, "H100 SXM, NDR 400 per GPU"),
 }
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -95,7 +103,7 @@ def predict(
     found = compiled_program.collectives(compiled.as_text())
     memory = compiled.memory_analysis()
     near, far = (
-        sum(c.moved for c in found if (c.group <= machine.near_devices) == is_near)
+        sum(c.moved for c in found if machine.is_near(c.members) == is_near)
         for is_near in (True, False)
     )
     peak = 1e12 * meter.PUBLISHED_PEAKS[machine.peak][settings.compute_dtype == "float32"]

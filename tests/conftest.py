@@ -24,6 +24,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    # The default suite spends most of its time compiling what then runs for moments.
+    jax.config.update("jax_disable_most_optimizations", not config.option.markexpr)
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(["pytest"], known_only=True)
 

@@ -42,7 +42,8 @@ def test_weights_are_gathered_and_gradients_summed(programs):
     weight = 4 * 256 * 512
     gathered = [c for c in found if c.kind == "all-gather"]
     assert sum(c.bytes for c in gathered) == 2 * weight
-    assert all(c.group == 4 for c in gathered)
+    assert all(c.members == (0, 1, 2, 3) for c in gathered)
+    assert {c.members for c in found if c.kind == "all-reduce"} == {(0, 1, 2, 3), (0, 4)}
     summed = sum(c.bytes * (c.group - 1) / c.group for c in found if c.kind == "all-reduce")
     # Over 4 devices at full size, then over 2 what each keeps (or the other way round).
     assert summed == pytest.approx(2 * weight * 3 / 4 + 2 * weight / 4 / 2, rel=0.5)
@@ -66,7 +67,7 @@ ENTRY %main (p: f32[4]) -> f32[4] {
 }
 """  # noqa: E501
     summed, moved = compiled_program.collectives(text)
-    assert (summed.bytes, summed.group, summed.moved) == (96, 4, 144.0)
+    assert (summed.bytes, summed.members, summed.moved) == (96, (0, 1, 2, 3), 144.0)
     assert (moved.kind, moved.moved) == ("collective-permute", 64.0)
 
 
