@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -96,6 +97,12 @@ def from_scene(scene: Scene, rules: PointFilter | None = None) -> PointCloud:
             np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8), np.zeros(0, np.int32)
         )
     return PointCloud(np.concatenate(points), np.concatenate(colours), np.concatenate(frame))
+
+
+def join(clouds: Sequence[PointCloud]) -> PointCloud:
+    """Returns the points of all clouds (at least one), cloud after cloud."""
+    fields = ("points", "colours", "frame")
+    return PointCloud(*(np.concatenate([getattr(c, name) for c in clouds]) for name in fields))
 
 
 def encode_ply(cloud: PointCloud) -> bytes:
