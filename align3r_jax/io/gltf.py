@@ -11,6 +11,7 @@ so that a viewer which starts on the +z axis, as most do, sees what the first fr
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Mapping
 
 import numpy as np
 import trimesh
@@ -63,13 +64,19 @@ def camera_colours(count: int) -> np.ndarray:
                     np.uint8).reshape(-1, 3)  # fmt: skip
 
 
-def encode_glb(scene: Scene, cloud: pointcloud.PointCloud) -> bytes:
-    """Returns a binary glTF 2.0 file: nodes `points` (if any), `camera_0000` ..., `path`."""
+def encode_glb(
+    scene: Scene, cloud: pointcloud.PointCloud | Mapping[str, pointcloud.PointCloud]
+) -> bytes:
+    """Returns a binary glTF 2.0 file: nodes `points` (if any), `camera_0000` ..., `path`.
+
+    Several clouds become one node each, under their names.
+    """
     transform = gltf_from_world(scene)
     result = trimesh.Scene()
-    if len(cloud):
-        points = trimesh.PointCloud(cloud.points, colors=cloud.colours)
-        result.add_geometry(points, node_name="points", geom_name="points", transform=transform)
+    for name, part in (cloud if isinstance(cloud, Mapping) else {"points": cloud}).items():
+        if len(part):
+            points = trimesh.PointCloud(part.points, colors=part.colours)
+            result.add_geometry(points, node_name=name, geom_name=name, transform=transform)
     corners = frusta(scene, frustum_size(scene))
     colours = camera_colours(len(corners))
     for t, (vertices, colour) in enumerate(zip(corners, colours)):

@@ -1,8 +1,10 @@
-"""`transforms.json` of nerfstudio and instant-ngp."""
+"""`transforms.json` of nerfstudio and instant-ngp, read and written."""
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,41 @@ def parse(content: dict[str, Any], path: str | Path) -> CameraFile:
         world_from_cam=np.stack(poses),
         notes=tuple(notes),
     )
+
+
+def encode(
+    intrinsics: np.ndarray,
+    world_from_cam: np.ndarray,
+    image_size: tuple[int, int],
+    files: Sequence[Mapping[str, str]],
+    extra: Mapping[str, Any] | None = None,
+) -> bytes:
+    """Returns a `transforms.json` of pinhole cameras.
+
+    intrinsics: (T, 3, 3), pixel centres at integers (the file counts from the image's corner);
+    written once if all frames share them, else per frame. world_from_cam: (T, 4, 4), x right, y
+    down, z forward (the file: y up, looking along -z, in the same world). image_size: (height,
+    width). files: per frame, `file_path` and, if there, `depth_file_path`, `mask_path`. extra:
+    further keys of the file, such as `ply_file_path`.
+    """
+    height, width = image_size
+    intrinsics = np.asarray(intrinsics, np.float64)
+    shared = bool((intrinsics == intrinsics[0]).all())
+    content: dict[str, Any] = {"camera_model": "OPENCV", "w": width, "h": height}
+    if shared:
+        content |= _lens(intrinsics[0])
+    poses = np.asarray(world_from_cam, np.float64) @ _OPENGL_FROM_OPENCV
+    content |= dict(extra or {})
+    content["frames"] = [
+        {**paths, **({} if shared else _lens(matrix)), "transform_matrix": pose.tolist()}
+        for paths, matrix, pose in zip(files, intrinsics, poses, strict=True)
+    ]
+    return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
+
+
+def _lens(intrinsics: np.ndarray) -> dict[str, float]:
+    (fx, _, cx), (_, fy, cy) = intrinsics[:2].tolist()
+    return {"fl_x": fx, "fl_y": fy, "cx": cx + 0.5, "cy": cy + 0.5}
 
 
 def _pinhole(

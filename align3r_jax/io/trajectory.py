@@ -25,6 +25,16 @@ def write_tum(path: str | Path, times: np.ndarray, world_from_cam: np.ndarray) -
     np.savetxt(path, rows, fmt=["%.6f"] + ["%.9g"] * 7, header=header)
 
 
+def write_kitti(path: str | Path, world_from_cam: np.ndarray) -> None:
+    """Writes the upper three rows of `world_from_cam` (T, 4, 4), twelve numbers per frame.
+
+    The order of KITTI's odometry benchmark: row by row, camera to world, x right, y down, z
+    forward; no times.
+    """
+    rows = np.asarray(world_from_cam, np.float64)[:, :3].reshape(-1, 12)
+    np.savetxt(path, rows, fmt="%.9g")
+
+
 def read_tum(path: str | Path, *, scalar_first: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Returns times (T,) float64 and world_from_cam (T, 4, 4) float64.
 
