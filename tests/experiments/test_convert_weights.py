@@ -22,6 +22,7 @@ DRIVER = """
     from experiments import cli
 
     main = importlib.import_module(f"experiments.{sys.argv[1]}").main
+    count = int(sys.argv[2])
     results = []
     for arguments in json.load(sys.stdin):
         out, err = io.StringIO(), io.StringIO()
@@ -29,7 +30,7 @@ DRIVER = """
         with flagsaver.flagsaver(), contextlib.redirect_stdout(out):
             with contextlib.redirect_stderr(err):
                 try:
-                    cli.run(main)
+                    cli.run(main, arguments=count)
                 except SystemExit as exit:
                     results.append([exit.code or 0, out.getvalue(), err.getvalue()])
     json.dump(results, sys.stdout)
@@ -38,10 +39,10 @@ DRIVER = """
 pytestmark = pytest.mark.golden
 
 
-def run_cases(module, cases, timeout=600):
-    """[flags] -> [(exit code, stdout, stderr)] of experiments.`module`."""
+def run_cases(module, cases, timeout=600, arguments=0):
+    """[flags] -> [(exit code, stdout, stderr)] of experiments.`module`, which takes `arguments`."""
     process = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(DRIVER), module],
+        [sys.executable, "-c", textwrap.dedent(DRIVER), module, str(arguments)],
         input=json.dumps(cases), capture_output=True, text=True, timeout=timeout, cwd=ROOT,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )  # fmt: skip
