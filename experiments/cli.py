@@ -72,8 +72,25 @@ def parse(arguments: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(arguments)
     except flags.Error as error:
-        print(f"Error: {_with_nearest(str(error))}\n--help lists all flags.", file=sys.stderr)
+        sentence = _missing(str(error), arguments) or _with_nearest(str(error))
+        print(f"Error: {sentence}\n--help lists all flags.", file=sys.stderr)
         sys.exit(FLAG_ERROR)
+
+
+def _missing(message: str, arguments: Sequence[str]) -> str:
+    """The sentence for flags that must be given, "" if the message is about something else."""
+    names = re.findall(r"flag --(\w+)=None: Flag --\w+ must have a value", message)
+    if not names:
+        return ""
+    sentence = f"{' and '.join(f'--{name}=...' for name in names)} must be given."
+    before = zip(arguments, arguments[1:])
+    stray = [word for flag, word in before if not word.startswith("-") and not _takes_next(flag)]
+    return f"{sentence} '{stray[0]}' belongs to no flag." if stray else sentence
+
+
+def _takes_next(argument: str) -> bool:
+    """Whether this is a flag whose value is the next argument (--name value)."""
+    return argument.startswith("-") and "=" not in argument
 
 
 def _with_nearest(message: str) -> str:

@@ -26,6 +26,7 @@ from absl import flags
 from tqdm import tqdm
 
 from align3r_jax.errors import UserError
+from data import settings_text
 from experiments import cli
 
 _TASKS = ["video_depth", "single_depth", "camera_pose", "motion"]
@@ -180,6 +181,10 @@ def sequence_openers(protocol: Any) -> list[tuple[str, Callable[[], Any]]]:
     if DATASET.value == procedural.NAME:
         return [(n, lambda n=n: procedural.render(n, options)) for n in procedural.names(options)]
     if ROOT.value is None:
+        if DATASET.value not in datasets.DATASETS:
+            known = (*datasets.DATASETS, procedural.NAME)
+            text = settings_text.unknown(f"data set '{DATASET.value}'", DATASET.value, known)
+            raise UserError(text)
         raise UserError(f"--root=DIR is needed: the folder of {DATASET.value} (data/README.md).")
     names = datasets.sequence_names(DATASET.value, ROOT.value, TASK.value, options)
     arguments = (DATASET.value, ROOT.value)

@@ -71,7 +71,7 @@ def test_flags_and_defects(tmp_path):
     unknown, value, missing, stray, defect = run_all(
         tmp_path,
         [
-            ["--kind=fine", "--knid=x"], ["--kind=fine", "--mode=hierarchial"], [],
+            ["--kind=fine", "--knid=x"], ["--kind=fine", "--mode=hierarchial"], ["my.mp4"],
             ["--kind=fine", "video.mp4"], ["--kind=defect"],
         ],
     )  # fmt: skip
@@ -80,7 +80,7 @@ def test_flags_and_defects(tmp_path):
     assert value[0] == 1
     assert "'hierarchial' of --mode is unknown. Did you mean 'hierarchical'?" in value[1]
     assert missing[0] == 1
-    assert "--kind must have a value" in missing[1]
+    assert "--kind=... must be given. 'my.mp4' belongs to no flag." in missing[1]
     assert stray[0] == 2
     assert "'video.mp4'" in stray[1]
     assert defect[0] not in (0, 2)
