@@ -9,6 +9,7 @@ import pytest
 from absl import flags
 
 jax.config.update("jax_platforms", os.environ.get("ALIGN3R_TEST_PLATFORM", "cpu"))
+_GOLDEN = Path(__file__).parent / "golden"
 _CACHE = os.environ.get("JAX_COMPILATION_CACHE_DIR")
 if _CACHE:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
@@ -18,14 +19,15 @@ if _CACHE:
 def pytest_addoption(parser):
     parser.addoption(
         "--golden",
-        default=str(Path(__file__).parent / "golden"),
+        default=str(_GOLDEN),
         help="folder of golden files (same names and formats as tests/golden)",
     )
 
 
 def pytest_configure(config):
     # The default suite spends most of its time compiling what then runs for moments.
-    jax.config.update("jax_disable_most_optimizations", not config.option.markexpr)
+    default = not config.option.markexpr and Path(config.getoption("--golden")) == _GOLDEN
+    jax.config.update("jax_disable_most_optimizations", default)
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(["pytest"], known_only=True)
 
@@ -42,6 +44,17 @@ def pytest_collection_modifyitems(config, items):
         return
     config.hook.pytest_deselected(items=deselected)
     items[:] = [item for item in items if item not in deselected]
+
+
+@pytest.fixture(scope="module")
+def optimised():
+    """Programs of a module are compiled as users have them: for runs that rounding drives apart."""
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from align3r_jax.geometry import registration
 from align3r_jax.structs import OpticalFlow
 from tests.alignment import recorded
 
-pytestmark = pytest.mark.golden
+pytestmark = [pytest.mark.golden, pytest.mark.usefixtures("optimised")]
 
 PARITY = {"stale_focal": True, "flow_use_weight": False, "motion_min_error_px": 0.0}
 NO_FLOW = {"shared_focal": False, "smoothness_weight": 0.0, "flow_weight": 0.0}
