@@ -103,8 +103,9 @@ class Run:
         return update
 
     def tell(self, sentence: str) -> None:
-        """Shows a sentence to whoever watches the run, and logs it."""
-        logging.info("%s", sentence)
+        """Shows a sentence to whoever watches the run; logs it if nobody does."""
+        if not self._show_progress:
+            logging.info("%s", sentence)
         self._say(sentence)
 
     def _say(self, sentence: str) -> None:
