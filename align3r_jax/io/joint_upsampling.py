@@ -60,6 +60,8 @@ def upsample_depth(
         (H0, W0) float32; NaN where less than half of the bilinear support is known, and in what
         the crop cut off.
     """
+    if size.resized == size.original:  # only cropped: every pixel is there already
+        return nearest(np.where(depth > 0, depth, np.float32(np.nan)), size, outside=np.nan)
     columns, rows = working_coordinates(size)
     height, width = depth.shape
     known = np.isfinite(depth) & (depth > 0)

@@ -102,6 +102,15 @@ def test_missing_depth_stays_missing_and_spoils_nothing_beside_it():
     assert np.isnan(empty).all()
 
 
+def test_without_a_resize_depth_is_moved_and_nothing_else():
+    size = WorkingSize(original=(30, 36), resized=(30, 36), crop=(1, 2), working=(28, 32))
+    depth = np.random.default_rng(0).uniform(1, 5, (28, 32)).astype(np.float32)
+    depth[5, 5] = 0
+    result = joint_upsampling.upsample_depth(depth, noise((28, 32)), noise((30, 36)), size)
+    expected = np.pad(np.where(depth > 0, depth, np.nan), ((1, 1), (2, 2)), constant_values=np.nan)
+    np.testing.assert_array_equal(result, expected)
+
+
 def test_masks_are_those_of_the_pixel_that_the_point_lies_in():
     mask = np.random.default_rng(0).random((28, 32)) > 0.5
     result = joint_upsampling.nearest(mask, SIZE)
