@@ -1,6 +1,7 @@
 """What the pages tell users to type exists: scripts, flags, files, names of the library."""
 
 import ast
+import dataclasses
 import re
 from pathlib import Path
 
@@ -77,6 +78,20 @@ def _headings(page: Path) -> set[str]:
     """The anchors of a page, as GitHub makes them."""
     titles = re.findall(r"(?m)^#+ +(.+)$", page.read_text())
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_settings_for_parity_are_settings():
+    page = (ROOT / "docs" / "coming_from_pytorch.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    scope: dict = {}
+    exec(code, scope)
+    assert scope["parity"].alignment.solver == "adam"
+    # The alignment table: fields of AlignmentConfig, or flags.
+    (table,) = re.findall(r"## Alignment\n(.*?)\n\n(?:In|##)", page, re.DOTALL)
+    cells = [row.split("|")[2] for row in table.splitlines() if row.startswith("| ")][1:]
+    names = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)} - {"cycleK"}
+    assert len(names) > 20
+    assert names <= {field.name for field in dataclasses.fields(align3r_jax.AlignmentConfig)}
 
 
 def test_names_of_the_library_exist():
