@@ -21,9 +21,15 @@ if __name__ == "__main__" and (sentence := doctor_packages.missing()):
     print(sentence, file=sys.stderr)
     sys.exit(1)
 
-from absl import flags  # noqa: E402
+try:
+    from absl import flags
 
-from experiments import cli  # noqa: E402
+    from experiments import cli
+except (ImportError, RuntimeError, AttributeError) as error:
+    if __name__ != "__main__":
+        raise
+    print(f"JAX cannot be imported: {error}. Install: {doctor_packages.INSTALL}.", file=sys.stderr)
+    sys.exit(1)
 
 JSON = flags.DEFINE_bool("json", False, "Print everything as JSON, for programs.")
 _MARKS = {"ok": "ok", "note": "NOTE", "absent": "-", "broken": "BROKEN"}
@@ -44,10 +50,18 @@ def main(argv: Sequence[str]) -> int:
 
 def examine() -> list[doctor_packages.Finding]:
     """Returns all findings, in the order of the report."""
-    from experiments import doctor_checks, doctor_weights
-
+    packages = doctor_packages.packages()
+    try:
+        from experiments import doctor_checks, doctor_weights
+    except (ImportError, RuntimeError, AttributeError) as error:
+        # Installed, but of versions that do not fit together, or without a system library.
+        advice = f"Install them again: {doctor_packages.INSTALL}."
+        state = doctor_packages.BROKEN
+        return [
+            *packages, doctor_packages.Finding("Software", "imports", state, str(error), advice)
+        ]  # fmt: skip
     return [
-        *doctor_packages.packages(),
+        *packages,
         *doctor_checks.devices(),
         *doctor_checks.computations(),
         *doctor_checks.host(),

@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 OK, NOTE, ABSENT, BROKEN = "ok", "note", "absent", "broken"
 _PYTHON = (3, 11)
-_INSTALL = "make venv, or python -m pip install -r requirements.txt"
+INSTALL = "make venv, or python -m pip install -r requirements.txt"
 _REQUIREMENT = re.compile(r"^([A-Za-z0-9_.-]+)\s*([<>=!~].*)?$")
 # The same module under other names of its package.
 _TWINS = {
@@ -65,7 +65,7 @@ def missing() -> str:
         return ""
     return (
         f"The main command cannot run with {sys.executable}: {', '.join(absent)} missing. Install "
-        f"them ({_INSTALL}), or use the Python they are in (.venv/bin/python after make venv)."
+        f"them ({INSTALL}), or use the Python they are in (.venv/bin/python after make venv)."
     )
 
 
@@ -106,10 +106,10 @@ def _package(name: str, allowed: str, purpose: str, group: str) -> Finding:
         text = f"{version}: {purpose}"
         if allows(allowed, version):
             return Finding(section, name, OK, text, "", facts)
-        advice = f"Supported is {allowed}: {_INSTALL}."
+        advice = f"Supported is {allowed}: {INSTALL}."
         return Finding(section, name, NOTE, text, advice, facts)
     if group == "needed":
-        return Finding(section, name, BROKEN, f"missing: {purpose}", f"{_INSTALL}.", facts)
+        return Finding(section, name, BROKEN, f"missing: {purpose}", f"{INSTALL}.", facts)
     advice = f'python -m pip install "{name}{allowed}"'
     return Finding(section, name, ABSENT, f"not here: {purpose}", advice, facts)
 

@@ -12,6 +12,7 @@ import pytest
 from absl import flags
 from safetensors import numpy as safetensors_numpy
 
+import experiments
 from align3r_jax.weights import published
 from experiments import doctor, doctor_checks, doctor_packages, doctor_weights
 from tests.weights import tiny_networks
@@ -72,6 +73,14 @@ def test_without_the_packages_it_says_so_instead_of_failing(tmp_path):
     assert result.returncode == 1
     assert "jax" in result.stderr and "make venv" in result.stderr
     assert "Traceback" not in result.stderr and not result.stdout
+
+
+def test_packages_that_cannot_be_imported(monkeypatch):
+    monkeypatch.setitem(sys.modules, "experiments.doctor_checks", None)
+    monkeypatch.delattr(experiments, "doctor_checks")
+    findings = doctor.examine()
+    assert findings[-1].name == "imports" and findings[-1].state == doctor_packages.BROKEN
+    assert "requirements.txt" in doctor.verdict(findings)
 
 
 def test_ranges_and_purposes(tmp_path):
