@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -58,12 +58,7 @@ def collectives(text: str) -> list[Collective]:
     found = []
     text = re.sub(r"/\*.*?\*/", "", text)  # long tuples number their parts in comments
     runs = _runs(text)
-    computation = ""
-    for line in text.splitlines():
-        header = _COMPUTATION.match(line)
-        if header:
-            computation = header["name"]
-            continue
+    for computation, line in _lines(text):
         match = _LINE.search(line)
         if match is None:
             continue
@@ -128,15 +123,21 @@ def _iota(text: str) -> np.ndarray:
     return ids.transpose([int(n) for n in re.findall(r"\d+", order)]) if order else ids
 
 
-def _runs(text: str) -> dict[str, int]:
-    """Computation -> how often it runs, from the known trip counts of the loops around it."""
-    parents: dict[str, tuple[str, int]] = {}
+def _lines(text: str) -> Iterator[tuple[str, str]]:
+    """Yields (name of the computation, one of its lines)."""
     computation = ""
     for line in text.splitlines():
         header = _COMPUTATION.match(line)
         if header:
             computation = header["name"]
-            continue
+        else:
+            yield computation, line
+
+
+def _runs(text: str) -> dict[str, int]:
+    """Computation -> how often it runs, from the known trip counts of the loops around it."""
+    parents: dict[str, tuple[str, int]] = {}
+    for computation, line in _lines(text):
         body = _BODY.search(line)
         if body and " while(" in line:
             trips = _TRIPS.search(line)
