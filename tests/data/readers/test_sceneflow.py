@@ -1,6 +1,5 @@
 """SceneFlow for training: its three parts in both layouts, splits, and frames that are missing."""
 
-import dataclasses
 import re
 import struct
 
@@ -25,17 +24,6 @@ def worlds(training_world):
         left = synthetic_folders.stretched(training_world, 2, 18, 30, camera(focal))
         sides[focal] = {"left": left, "right": synthetic_folders.beside(left)}
     return sides
-
-
-@pytest.fixture(scope="module")
-def tiny(training_world):
-    """Both sides at a few pixels, for what needs no cameras."""
-    few = dataclasses.replace(
-        training_world,
-        images=training_world.images[:, :4, :6],
-        depth=training_world.depth[:, :4, :6],
-    )
-    return {"left": few, "right": synthetic_folders.beside(few)}
 
 
 def read(root, **options):

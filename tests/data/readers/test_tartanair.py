@@ -1,6 +1,5 @@
 """TartanAir for training: both layouts, the places each paper takes, damaged files."""
 
-import dataclasses
 import re
 
 import numpy as np
@@ -18,16 +17,6 @@ def sides(training_world):
     matrix = [[320, 0, 320], [0, 320, 240], [0, 0, 1]]
     left = synthetic_folders.stretched(training_world, 2, 24, 20, matrix)
     return {"left": left, "right": synthetic_folders.beside(left)}
-
-
-@pytest.fixture(scope="module")
-def tiny(training_world):
-    few = dataclasses.replace(
-        training_world,
-        images=training_world.images[:, :4, :6],
-        depth=training_world.depth[:, :4, :6],
-    )
-    return {"left": few, "right": synthetic_folders.beside(few)}
 
 
 def read(root, **options):
