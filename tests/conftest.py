@@ -1,5 +1,6 @@
 """Shared fixtures: the golden folder, one CPU backend, a compile cache, absl flags parsed."""
 
+import gc
 import importlib.util
 import os
 from pathlib import Path
@@ -44,6 +45,19 @@ def pytest_collection_modifyitems(config, items):
         return
     config.hook.pytest_deselected(items=deselected)
     items[:] = [item for item in items if item not in deselected]
+
+
+_MAPS = Path("/proc/self/maps")
+_MANY = 20_000  # Linux allows a process 65,530 of them; a compiled program takes about ten
+
+
+def pytest_runtest_teardown(item, nextitem):
+    """Between modules, compiled programs are forgotten before their memory maps run out."""
+    if nextitem is not None and nextitem.path == item.path:
+        return
+    if _MAPS.exists() and len(_MAPS.read_bytes().splitlines()) > _MANY:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="module")
