@@ -5,18 +5,20 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 PEER_STAMP := $(VENV)/.installed-peer
+DOCS_STAMP := $(VENV)/.installed-docs
 VIDEO ?= data/samples/room_walk.mp4
 OUTPUT ?= outputs/$(basename $(notdir $(VIDEO)))
 # The compile cache makes the second run of any target start at once.
 export JAX_COMPILATION_CACHE_DIR ?= $(HOME)/.cache/align3r_jax/xla
 
-.PHONY: help venv demo test test-slow test-peer lint benchmark benchmark-accuracy clean
+.PHONY: help venv demo test test-slow test-peer lint benchmark benchmark-accuracy docs clean
 
 help:
 	@echo "make demo [VIDEO=my.mp4]   run the main job on the sample video, or on yours"
 	@echo "make test                  the default test suite (make test-slow: the heavy ones)"
 	@echo "make test-peer             networks against their PyTorch counterparts (installs PyTorch)"
 	@echo "make lint                  ruff and mypy"
+	@echo "make docs                  the pages with a reference of every module, in build/docs"
 	@echo "make benchmark             time and memory of every stage"
 	@echo "make benchmark-accuracy    errors on unseen procedural clips"
 
@@ -37,6 +39,10 @@ $(DEV_STAMP): requirements.txt requirements-dev.txt | $(STAMP)
 
 $(PEER_STAMP): requirements-peer.txt | $(DEV_STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-peer.txt
+	@touch $@
+
+$(DOCS_STAMP): requirements-docs.txt | $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
 	@touch $@
 
 demo: $(STAMP)
@@ -63,5 +69,12 @@ benchmark: $(STAMP)
 benchmark-accuracy: $(STAMP)
 	$(BIN)/python -m experiments.benchmark_accuracy
 
+docs: $(DOCS_STAMP)
+	rm -rf docs/api
+	SPHINX_APIDOC_OPTIONS=members \
+	  $(BIN)/sphinx-apidoc -q --separate --module-first -o docs/api align3r_jax
+	JAX_PLATFORMS=cpu $(BIN)/sphinx-build -q -W --keep-going -c docs/site . build/docs
+	@echo "open build/docs/index.html"
+
 clean:
-	rm -rf outputs $(VENV)
+	rm -rf outputs build/docs docs/api $(VENV)
