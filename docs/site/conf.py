@@ -8,7 +8,6 @@ Google's sections, which `_as_restructured_text` turns into what Sphinx expects 
 text between them as it is, which is not reStructuredText).
 """
 
-import inspect
 import json
 import re
 import sys
@@ -125,8 +124,7 @@ def _inline(text: str) -> str:
 
 def _skip(app, what, name, obj, skip, options) -> bool | None:
     """What dataclasses and Flax add to every class says nothing about this one."""
-    inherited = name in ("replace", "parent", "name", "scope") or name.startswith("_")
-    return True if inherited and what == "class" and not inspect.ismodule(obj) else None
+    return True if what == "class" and name in ("replace", "parent", "scope") else None
 
 
 def _public_names_are_aliases(app, env) -> list:
