@@ -1,4 +1,4 @@
-"""`experiments.view`: other points from a finished result."""
+"""`experiments.report`: other points from a finished result."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from tests.viewer import bumpy_scene
 
 def _run(*flags: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "experiments.view", *flags], capture_output=True, text=True,
+        [sys.executable, "-m", "experiments.report", *flags], capture_output=True, text=True,
         cwd=Path(__file__).parents[2], timeout=300,
     )  # fmt: skip
 
@@ -21,7 +21,7 @@ def test_other_rules_give_other_points(tmp_path):
     scene = bumpy_scene.make(3, 32, 40)
     path = scene_folder.save_scene(scene, tmp_path / "a", bumpy_scene.summary(scene))
     before = len(trimesh.load(path / "points.ply").vertices)
-    done = _run(f"--result={path}", "--min_confidence=4", "--moving", "--edge=0")
+    done = _run(str(path), "--min_confidence=4", "--moving", "--edge=0")
     assert done.returncode == 0, done.stderr
     after = len(trimesh.load(path / "points.ply").vertices)
     assert after == (scene.confidence >= 4).sum() < before

@@ -1,6 +1,6 @@
 """Draws the report and the point clouds of a result again, with other points, and opens it.
 
-    python -m experiments.view --result=outputs/my --min_confidence=2 --open
+    python -m experiments.report outputs/my --min_confidence=2 --open
 
 Nothing is computed anew: `report.html`, `points.ply` and `scene.glb` are replaced from the depth,
 cameras and masks in the folder, in seconds.
@@ -14,12 +14,12 @@ from pathlib import Path
 
 from absl import flags
 
+from align3r_jax.errors import UserError
 from align3r_jax.io import pointcloud, scene_folder
 from align3r_jax.viewer import report
 from experiments import cli
 
 _DEFAULT = pointcloud.PointFilter()
-RESULT = flags.DEFINE_string("result", None, "Folder that was given as --output.", required=True)
 MIN_CONFIDENCE = flags.DEFINE_float(
     "min_confidence", _DEFAULT.min_confidence, "Pixels below it become no points."
 )
@@ -36,8 +36,12 @@ OPEN = flags.DEFINE_bool("open", False, "Open the report in the web browser.")
 
 def main(argv: Sequence[str]) -> None:
     """Rewrites the three files and says where they are."""
-    del argv
-    folder = Path(RESULT.value)
+    if len(argv) != 2:
+        raise UserError(
+            "Name the result, the folder that was given as --output of the reconstruction: "
+            "python -m experiments.report outputs/my."
+        )
+    folder = Path(argv[1])
     scene = scene_folder.load_scene(folder)
     rules = pointcloud.PointFilter(
         min_confidence=MIN_CONFIDENCE.value,
@@ -54,4 +58,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, arguments=1)
