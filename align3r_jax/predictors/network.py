@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +14,8 @@ import numpy as np
 from flax import struct
 
 from align3r_jax.errors import UserError
-from align3r_jax.networks import align3r
 from align3r_jax.networks.align3r import FrameFeatures
+from align3r_jax.predictors import network_programs
 from align3r_jax.priors import prior_map
 from align3r_jax.priors.optical_flow import FlowSource
 from align3r_jax.structs import DepthPrior, Frames, PairGraph, PairPredictions, WorkingSize
@@ -65,25 +64,9 @@ class NetworkPredictor:
         self._kept: dict[int, FrameFeatures] = {}  # of the frames of `_kept_of`, oldest first
         self._kept_of: FrameInputs | None = None
         self._params = jax.tree.map(jnp.asarray, network.params)
-        module = align3r.Align3R(network.config, jnp.dtype(compute_dtype), precision)
-
-        def encode(
-            params: Any, images: jax.Array, maps: jax.Array | None, has_prior: jax.Array | None
-        ) -> FrameFeatures:
-            images = (images.astype(jnp.float32) / 255 - 0.5) / 0.5
-            features: Any = module.apply(
-                {"params": params}, images, maps, has_prior, method="encode_frames"
-            )
-            return features
-
-        def decode(params: Any, first: FrameFeatures, second: FrameFeatures) -> PairPredictions:
-            pair: Any = module.apply({"params": params}, first, second, method="decode_pairs")
-            return PairPredictions(
-                pair.pointmap1, pair.pointmap2, pair.confidence1, pair.confidence2
-            )
-
-        self._encode = jax.jit(encode)
-        self._decode = jax.jit(decode)
+        settings = (network.config, compute_dtype, precision)
+        self._encode = jax.jit(network_programs.encode_program(*settings))
+        self._decode = jax.jit(network_programs.decode_program(*settings))
 
     def prepare(
         self, frames: Frames, prior: DepthPrior | None, flow: FlowSource | None = None
