@@ -1,11 +1,13 @@
 """What chance changes about a view: crop, field of view, colours.
 
 Order of the draws of a pair, view 1 then view 2, on one generator (Align3R): portrait if the view
-is nearly square, scale of the centre crop, extra pixels. Colours have a generator of their own.
+is nearly square, scale of the centre crop, extra pixels, where the crop lies. Colours have a
+generator of their own. Nothing is shared by the two views: crops and colours are asymmetric.
 
 Colours are jittered on 8 bit by Pillow, so that pixels are those that published training saw:
 brightness blends with black, contrast with the mean grey, saturation with the grey picture, by a
-factor U[1 - a, 1 + a]; hue turns the 8-bit H of HSV by trunc(255 * U[-h, h]); in random order.
+factor U[1 - a, 1 + a]; hue turns the 8-bit H of HSV by trunc(255 * U[-h, h]), h = 0: no step; in
+random order.
 """
 
 from __future__ import annotations
@@ -51,14 +53,17 @@ class Augmentation:
 
     scales: the centre crop keeps one of these fractions (Align3R `aug_f`), empty: none.
     focal_beta: a, it keeps a + (1 - a) Beta(0.5, 0.5) (MonST3R); not with scales. extra: up to
-    extra - 1 pixels are added to the target before the final crop, 0 and 1: none. colours: None
-    leaves them. min_margin: views whose principal point is nearer to an edge than this fraction
-    of the side are refused (MonST3R: 0.2). prior_dropout: share of pairs that see no depth prior.
+    extra - 1 pixels are added to the target before the final crop, 0 and 1: none. wander: further
+    pixels that are added, an even number, and the final crop lies anywhere in the target so
+    enlarged (CroCo: 224 of 256), 0: in its centre. colours: None leaves them. min_margin: views
+    whose principal point is nearer to an edge than this fraction of the side are refused (MonST3R:
+    0.2). prior_dropout: share of pairs that see no depth prior.
     """
 
     scales: tuple[float, ...] = train_crop.FOCAL_SCALES
     focal_beta: float | None = None
     extra: int = 16
+    wander: int = 0
     colours: ColourJitter | None = ColourJitter()
     min_margin: float = 0.0
     prior_dropout: float = 0.0
@@ -75,6 +80,8 @@ class Augmentation:
                 "extra must be at least 0, min_margin in [0, 0.5), prior_dropout in [0, 1]; got "
                 f"{self.extra}, {self.min_margin}, {self.prior_dropout}."
             )
+        if self.wander < 0 or self.wander % 2:
+            raise UserError(f"wander must be an even number of pixels, got {self.wander}.")
         if self.colours is not None:
             widths = dataclasses.astuple(self.colours)
             if min(widths) < 0 or max(widths[:3]) > 1 or widths[3] > 0.5:
@@ -90,6 +97,10 @@ PRESETS = {
     "align3r": Augmentation(),
     "monst3r": Augmentation(scales=(), focal_beta=0.9, min_margin=0.2),
     "dust3r": Augmentation(scales=()),
+    # Pre-training: CroCo v2 (Weinzaepfel et al. 2023), colours in [0.6, 1.4], hues as they are.
+    "croco": Augmentation(
+        scales=(), extra=0, wander=32, colours=ColourJitter(0.4, 0.4, 0.4, hue=0.0)
+    ),
 }
 
 
@@ -133,7 +144,11 @@ def draw_crop(
     elif options.focal_beta is not None:
         scale = options.focal_beta + (1 - options.focal_beta) * float(generator.beta(0.5, 0.5))
     extra = int(generator.integers(0, options.extra)) if options.extra > 1 else None
-    return train_crop.CropDraw(portrait, scale, extra)
+    if not options.wander:
+        return train_crop.CropDraw(portrait, scale, extra)
+    reach = options.wander // 2
+    rows, columns = (int(n) for n in generator.integers(-reach, reach, size=2, endpoint=True))
+    return train_crop.CropDraw(portrait, scale, (extra or 0) + options.wander, (rows, columns))
 
 
 def draw_colours(generator: np.random.Generator, jitter: ColourJitter) -> ColourDraw:
@@ -156,7 +171,7 @@ def apply_colours(image: np.ndarray, draw: ColourDraw) -> np.ndarray:
             picture = ImageEnhance.Contrast(picture).enhance(draw.contrast)
         elif step == 2:
             picture = ImageEnhance.Color(picture).enhance(draw.saturation)
-        else:
+        elif draw.hue:  # HSV of 8 bit and back is not exact, so no turn must be no step
             picture = _turn_hue(picture, draw.hue)
     return np.asarray(picture)
 

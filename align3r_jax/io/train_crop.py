@@ -22,12 +22,14 @@ class CropDraw:
 
     portrait: a nearly square view takes the portrait target. centre_scale: keep this fraction of
     the view (zooms in); None: no such step. extra: pixels added to both sides of the target
-    before the final crop; None: none.
+    before the final crop; None: none. shift: (rows, columns) by which the final crop lies off the
+    centre, each at most half of `extra`.
     """
 
     portrait: bool = False
     centre_scale: float | None = None
     extra: int | None = None
+    shift: tuple[int, int] = (0, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +53,10 @@ def crop_view(view: View, target: tuple[int, int], draw: CropDraw = CropDraw()) 
 
     1. the largest window centred on the rounded principal point; 2. portrait or landscape target;
     3. `draw.centre_scale`; 4. resize to cover the target plus `draw.extra`: image by Pillow
-    (Lanczos down, bicubic up), maps by nearest neighbour; 5. centre crop to the target.
-    The intrinsics follow every step. Raises ValueError if a map has another size than the image,
-    UserError if the principal point lies outside of it.
+    (Lanczos down, bicubic up), maps by nearest neighbour; 5. crop to the target around the centre
+    moved by `draw.shift`. The intrinsics follow every step.
+    Raises ValueError if a map has another size than the image, UserError if the principal point
+    lies outside of it.
     """
     for name, array in view.maps.items():
         if array.shape[:2] != view.shape:
@@ -69,7 +72,10 @@ def crop_view(view: View, target: tuple[int, int], draw: CropDraw = CropDraw()) 
         view = _keep_centre(view, draw.centre_scale)
     extra = draw.extra or 0
     view = resize_to_cover(view, (target[0] + extra, target[1] + extra))
-    top, left = (round(0.5 * (side - goal)) for side, goal in zip(view.shape, target))
+    top, left = (
+        round(0.5 * (side - goal)) + moved
+        for side, goal, moved in zip(view.shape, target, draw.shift)
+    )
     return cut(view, top, left, target)
 
 

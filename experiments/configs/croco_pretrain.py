@@ -4,7 +4,8 @@ Command: python -m experiments.train --config=experiments/configs/croco_pretrain
     --workdir=outputs/croco --config.data.roots.folder=DIR
 Purpose: weights that a pairwise training starts from: --config.init_from=outputs/croco. Only the
     pictures of pairs are read; the papers used Habitat, ARKitScenes, MegaDepth, 3DStreetView and
-    IndoorVL, here any training set will do.
+    IndoorVL, here any training set will do. Each view has a crop of its own, 224 x 224 anywhere in
+    the middle 256 x 256, and colours of its own (`data.augment`, preset "croco").
 Hardware: 256 pairs an update (4 GPUs x 64); base learning rate 1.5e-4 per 256, warm-up 12 of 250
     epochs, stopped at 125 (v2 large, 8 GPUs).
 Expected numbers: none are published for the loss. Not run here.
@@ -29,7 +30,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 "mixture": "1_000_000 @ folder",
                 "roots": {"folder": "datasets/own"},
                 "pairs": "window_10",
-                "augmentation": "align3r",
+                "augmentation": "croco",
                 "hold_out": 10,
                 "workers": 8,
                 "threads": 4,

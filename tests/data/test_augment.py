@@ -201,6 +201,7 @@ def test_augmentation_by_name_and_by_fields():
         ({"focal_beta": 0.9}, "Choose scales or focal_beta"),
         ({"extra": -1}, "at least 0"),
         ({"colours": {"hue": 0.7}}, r"\[0, 0.5\]"),
+        ({"wander": 7}, "even number"),
     ):
         with pytest.raises(UserError, match=message):
             augment.augmentation(bad)
@@ -216,10 +217,11 @@ def _ramp_frame(height, width, seed=0):
 
 
 @pytest.mark.parametrize("shape", [(60, 100), (100, 60)])
-def test_cameras_and_maps_stay_on_the_pixels_in_both_orientations(shape):
+@pytest.mark.parametrize("wander", [0, 12])
+def test_cameras_and_maps_stay_on_the_pixels_in_both_orientations(shape, wander):
     """Points from the stored arrays must be points of the camera, whatever was done to them."""
     frame = _ramp_frame(*shape)
-    options = augment.Augmentation(scales=(0.9,), extra=5, colours=None)
+    options = augment.Augmentation(scales=(0.9,), extra=5, wander=wander, colours=None)
     got = view.training_view(
         frame, (32, 48), options, np.random.default_rng(1), np.random.default_rng(2)
     )
@@ -240,6 +242,69 @@ def test_cameras_and_maps_stay_on_the_pixels_in_both_orientations(shape):
     full = (np.arange(shape[1]) - shape[1] / 2) * prior
     expected = (x - full.min()) / (full.max() - full.min())
     assert np.abs(got.prior_points[..., 0] - expected).max() < 0.03
+
+
+def test_crops_of_pre_training_lie_anywhere_and_carry_their_cameras():
+    options = augment.augmentation({"preset": "croco", "colours": None})
+    frame = _ramp_frame(90, 160)
+    generator = np.random.default_rng(0)
+    camera = frame.intrinsics
+    shifts = np.array(
+        [
+            augment.draw_crop(generator, (90, 160), camera, (56, 56), options).shift
+            for _ in "x" * 4000
+        ]
+    )
+    # Uniform on -16 ... 16 in both directions, which know nothing of each other.
+    assert shifts.min() == -16 and shifts.max() == 16
+    np.testing.assert_allclose(shifts.var(0), (33**2 - 1) / 12, rtol=0.05)
+    assert abs(np.corrcoef(shifts.T)[0, 1]) < 0.05
+
+    def crop(rows, columns):
+        draw = train_crop.CropDraw(extra=32, shift=(rows, columns))
+        view = train_crop.View(frame.image, {"depth": frame.depth}, frame.intrinsics)
+        return train_crop.crop_view(view, (56, 56), draw)
+
+    middle, moved = crop(0, 0), crop(-16, 9)
+    np.testing.assert_allclose(
+        moved.intrinsics - middle.intrinsics, [[0, 0, -9], [0, 0, 16], [0] * 3]
+    )
+    np.testing.assert_array_equal(moved.image[16:, :-9], middle.image[:-16, 9:])
+    np.testing.assert_array_equal(moved.maps["depth"][16:, :-9], middle.maps["depth"][:-16, 9:])
+    assert crop(16, -16).shape == crop(-16, 16).shape == (56, 56)
+
+
+def test_views_of_a_pair_are_cropped_and_coloured_each_on_its_own():
+    frame, options = _ramp_frame(90, 160), augment.PRESETS["croco"]
+
+    def pair(seed):
+        crops, colours = np.random.default_rng(seed), np.random.default_rng((seed, 1))
+        return [view.training_view(frame, (56, 56), options, crops, colours) for _ in range(2)]
+
+    first, second = pair(0)
+    assert not np.array_equal(first.intrinsics, second.intrinsics)
+    # Where both views see one pixel of the frame, one is brighter all over.
+    column, row = np.rint((first.intrinsics - second.intrinsics)[:2, 2]).astype(int)
+    cut = lambda n: (slice(max(n, 0), 56 + min(n, 0)), slice(max(-n, 0), 56 + min(-n, 0)))  # noqa: E731
+    (rows1, rows2), (columns1, columns2) = cut(row), cut(column)
+    depths = first.depth[rows1, columns1], second.depth[rows2, columns2]
+    np.testing.assert_array_equal(*depths)
+    assert not np.array_equal(first.image[rows1, columns1], second.image[rows2, columns2])
+    for got, again in zip((first, second), pair(0)):
+        np.testing.assert_array_equal(got.image, again.image)
+
+
+def test_no_turn_of_the_hue_leaves_every_colour():
+    every = np.stack(np.meshgrid(*[np.arange(0, 256, 15)] * 3), -1).reshape(18, -1, 3)
+    still = augment.ColourDraw((3,), 1, 1, 1, 0.0)
+    np.testing.assert_array_equal(augment.apply_colours(every.astype(np.uint8), still), every)
+    draws = [
+        augment.draw_colours(np.random.default_rng(k), augment.PRESETS["croco"].colours)
+        for k in range(200)
+    ]
+    factors = np.array([(d.brightness, d.contrast, d.saturation) for d in draws])
+    assert 0.6 <= factors.min() < 0.62 and 1.38 < factors.max() <= 1.4
+    assert all(draw.hue == 0 for draw in draws)
 
 
 def test_relative_pose_is_in_the_first_camera():

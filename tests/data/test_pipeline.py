@@ -94,6 +94,22 @@ def test_any_step_can_be_asked_for(reference):
         _assert_equal(got, expected)
 
 
+def test_pre_training_sees_the_same_crops_and_colours_however_it_is_loaded():
+    settings = _settings(augmentation="croco", prior=None, resolutions=[[16, 16]])
+    expected = _batches(settings, range(3))
+    for threads, count in ((3, 1), (0, 2)):
+        changed = dataclasses.replace(settings, threads=threads)
+        parts = [_batches(changed, [2, 1], index=k, count=count) for k in range(count)]
+        for place, step in enumerate((2, 1)):
+            joined = {
+                name: np.concatenate([part[place][name] for part in parts])
+                for name in expected[step]
+            }
+            _assert_equal(joined, expected[step])
+    centres = np.stack([batch["intrinsics"][..., :2, 2] for batch in expected])
+    assert (np.ptp(centres, axis=2) > 0).any(-1).all(), "the views of a pair are cropped apart"
+
+
 @pytest.mark.parametrize("count", [2, 4])
 def test_rows_of_all_processes_make_the_global_batch(reference, count):
     parts = [_batches(_settings(), range(4), index=k, count=count) for k in range(count)]
