@@ -32,6 +32,8 @@ def test_scripts_and_flags_exist(page):
         source = ROOT / (module.replace(".", "/") + ".py")
         assert source.exists(), f"{page.name} names {module}"
         code = source.read_text()
+        for adopted in re.findall(r"adopt_module_key_flags\((\w+)\)", code):
+            code += source.with_name(f"{adopted}.py").read_text()
         for flag in re.findall(r"--(\w+)", rest):
             name = flag.removeprefix("no") if f'"{flag}"' not in code else flag
             assert flag == "help" or f'"{name}"' in code, f"{page.name}: {module} has no --{flag}"

@@ -14,7 +14,7 @@ from align3r_jax.errors import UserError
 from align3r_jax.io import depth_files, scene_folder
 from align3r_jax.io import video as video_lib
 from align3r_jax.structs import Scene
-from experiments import reconstruct
+from experiments import reconstruct, reconstruct_video
 
 HEIGHT, WIDTH, FRAMES = 64, 96, 4
 
@@ -128,10 +128,10 @@ def test_changed_prior_files_are_not_resumed(video, tmp_path):
     (prior / "000.npy").write_bytes(b"one")
     frames, _ = video_lib.read_frames(video, size=WIDTH)
     config = ReconstructConfig(prior=f"files:{prior}")
-    before = reconstruct.fingerprint(frames, config, [None])
-    assert reconstruct.fingerprint(frames, config, [None]) == before
+    before = reconstruct_video.fingerprint(frames, config, [None])
+    assert reconstruct_video.fingerprint(frames, config, [None]) == before
     (prior / "000.npy").write_bytes(b"another")
-    assert reconstruct.fingerprint(frames, config, [None]) != before
+    assert reconstruct_video.fingerprint(frames, config, [None]) != before
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from align3r_jax.priors import mono_depth, optical_flow, sources
 from align3r_jax.priors.depth_pro import DepthProModel
 from align3r_jax.structs import DepthPrior
 from align3r_jax.weights import published, store
-from experiments import reconstruct
+from experiments import reconstruct, reconstruct_video
 from tests.experiments.test_reconstruct import _layers, _write_frames
 from tests.weights import tiny_networks
 
@@ -151,8 +151,8 @@ def test_what_cannot_work_gets_a_sentence(video, weights, tmp_path, monkeypatch)
 
 
 def test_the_focal_in_pictures_is_told_to_the_network(video, weights, tmp_path):
-    assert reconstruct._focal_of_pictures(str(video)) is None
-    assert reconstruct._focal_of_pictures("film.mp4") is None
+    assert reconstruct_video.focal_of_pictures(str(video)) is None
+    assert reconstruct_video.focal_of_pictures("film.mp4") is None
     shot = tmp_path / "shot"
     shot.mkdir()
     exif = Image.Exif()
@@ -161,7 +161,7 @@ def test_the_focal_in_pictures_is_told_to_the_network(video, weights, tmp_path):
         Image.new("RGB", (96, 64), (k, 9, 200)).save(shot / f"{k}.jpg", exif=exif)
     expected = 28 * np.hypot(96, 64) / np.hypot(36, 24)
     for source in (shot, shot / "*.jpg"):
-        np.testing.assert_allclose(reconstruct._focal_of_pictures(str(source)), expected)
+        np.testing.assert_allclose(reconstruct_video.focal_of_pictures(str(source)), expected)
 
 
 def test_weights_are_part_of_what_a_resumed_run_depends_on(video, weights):
@@ -169,7 +169,7 @@ def test_weights_are_part_of_what_a_resumed_run_depends_on(video, weights):
     config = ReconstructConfig()
     loaded = [store.load(weights[kind], kind=None) for kind in ("raft", "sea_raft")]
     prints = {
-        reconstruct.fingerprint(frames, config, networks)
+        reconstruct_video.fingerprint(frames, config, networks)
         for networks in ([None, None, None], [None, None, loaded[0]], [None, None, loaded[1]],
                          [None, loaded[0], None])
     }  # fmt: skip
