@@ -91,12 +91,13 @@ class PairConfig:
     """Which pairs are predicted. `graph` is a string of the reference (`swinstride-5-noncyclic`).
 
     mode: "flat" = one graph over all frames; "hierarchical" = key frames, then clips;
-    "auto" = hierarchical above `flat_max_frames`.
+    "auto" = hierarchical above `flat_max_frames`; "feedforward" = every frame with an anchor frame,
+    no alignment (`FeedForwardConfig`).
     """
 
     graph: str = "swinstride-5-noncyclic"
     symmetrize: bool = True
-    mode: Literal["auto", "flat", "hierarchical"] = "auto"
+    mode: Literal["auto", "flat", "hierarchical", "feedforward"] = "auto"
     flat_max_frames: int = 32
     clip_size: int = 10  # start value; the rule of the paper's code lowers it
     clip_symmetric: bool = True  # H-sym (odd offsets, both directions) or H-half (all i < j)
@@ -202,6 +203,32 @@ class AlignmentConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class FeedForwardConfig:
+    """Real-time mode: every frame against an anchor frame, nothing is revised afterwards.
+
+    anchor: "adaptive" = the current frame takes over when one of the three bars below is missed;
+    "first" = the first frame stays; a number N = every N-th frame. Shares are of all pixels, or of
+    the weight of those that say anything.
+    """
+
+    anchor: str = "adaptive"
+    min_overlap: float = 0.6  # share of the frame that the anchor sees
+    min_inliers: float = 0.6  # share that agrees with the camera found
+    min_confidence: float = 0.5  # mean log confidence, as a share of the best since the anchor
+    lost_inliers: float = 0.25  # below, the camera is not believed and that before is kept
+    inlier_px: float = 0.01  # of the long side: agreement
+    max_lost: int = 5  # frames in a row; then the current one is the anchor, wherever it is
+    motion_masks: bool = True  # by optical flow to the frames before
+
+    def __post_init__(self) -> None:
+        if self.anchor not in ("adaptive", "first") and not re.fullmatch(r"[1-9]\d*", self.anchor):
+            raise UserError(
+                f"--anchor={self.anchor}: expected adaptive, first, or a number N of frames after "
+                "which the anchor is replaced."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class ReconstructConfig:
     """Everything `align3r_jax.reconstruct` needs beside the frames."""
 
@@ -215,6 +242,7 @@ class ReconstructConfig:
     pairs: PairConfig = PairConfig()
     flow: FlowConfig = FlowConfig()
     alignment: AlignmentConfig = AlignmentConfig(solver="auto")
+    feedforward: FeedForwardConfig = FeedForwardConfig()
     pair_batch: int = 4  # pairs decoded together by a network
     equal_confidence: bool = False  # parity: Align3R's depth evaluation sets all above 1 to 10
     compute_dtype: Literal["float32", "bfloat16"] = "float32"

@@ -1,0 +1,63 @@
+"""What comes out for every frame, and when the anchor is replaced."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from align3r_jax.config import FeedForwardConfig
+
+Array = jax.Array
+
+
+@struct.dataclass
+class FrameResult:
+    """What is known of a frame as soon as it has been seen; never revised.
+
+    depth, confidence (> 1 where depth means anything): (H, W). dynamic_mask: (H, W) bool.
+    world_from_cam: (4, 4), the world is the camera of the first frame. intrinsics: (3, 3) pixels of
+    the working size. good: () bool, False where the camera could not be found and that of the frame
+    before stands in. inliers, overlap: () in [0, 1]. anchor: () int32, the number of the frame it
+    was compared with. is_anchor: () bool, whether the frames after it are compared with it.
+    """
+
+    depth: Array
+    confidence: Array
+    dynamic_mask: Array
+    world_from_cam: Array
+    intrinsics: Array
+    good: Array
+    inliers: Array
+    overlap: Array
+    anchor: Array
+    is_anchor: Array
+
+
+def is_due(
+    config: FeedForwardConfig,
+    *,
+    overlap: Array,
+    inliers: Array,
+    confidence: Array | float,
+    since: Array,
+) -> Array:
+    """Returns () bool, whether a frame that was found well should become the anchor.
+
+    overlap, inliers, confidence: () shares that `config` sets bars for. since: () int32, frames
+    since the anchor.
+    """
+    if config.anchor == "first":
+        return jnp.zeros((), bool)
+    if config.anchor != "adaptive":
+        return since >= int(config.anchor)
+    return (
+        (overlap < config.min_overlap)
+        | (inliers < config.min_inliers)
+        | (confidence < config.min_confidence)
+    )
+
+
+def choose(condition: Array, first: object, second: object) -> object:
+    """Returns the first of two trees of equal shapes where `condition` () holds, else the second."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), first, second)
