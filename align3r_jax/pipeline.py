@@ -13,6 +13,7 @@ from align3r_jax.alignment import finish, hierarchical, user_inputs, user_world
 from align3r_jax.alignment.terms import prior_depth
 from align3r_jax.config import ReconstructConfig
 from align3r_jax.errors import UserError
+from align3r_jax.findings import warnings
 from align3r_jax.predictors import choose, refine
 from align3r_jax.predictors.protocol import Predictor
 from align3r_jax.priors import mono_depth, optical_flow, sources
@@ -130,13 +131,17 @@ def reconstruct(
     run.facts["pairs"] = np.asarray(result.pairs).tolist()
     run.products |= {"prior": prior, "flow": _neighbour_flow(frames, source)}
     scale, metric = _scale_of_prior(result.variables.log_depth, prior, aligned.fixes_scale, run)
-    return run.stage(
+    scene = run.stage(
         "scene",
         lambda: finish.to_scene(
             result, frames, config.alignment, world=aligned.world, scale=scale, metric=metric
         ),
         keep=False,
     )
+    known_depth = None if prior is None or prior.name == "plane" else prior.depth
+    for finding in warnings.find(scene, known_depth, run.limits):
+        run.limit(finding.sentence)
+    return scene
 
 
 def as_frames(frames: Frames | Array) -> Frames:
