@@ -22,7 +22,7 @@ from align3r_jax import plan, stages
 from align3r_jax.errors import UserError
 from align3r_jax.io import user_folder
 from align3r_jax.structs import Frames
-from experiments import user_files
+from experiments import provenance, user_files
 
 FLOW_SIZE = 320  # long side in pixels where no network prescribes one
 
@@ -152,6 +152,7 @@ def reconstruct_video(
             if name != "lr" and len(values)
         },
         "settings": config_lib.to_dict(config),
+        **provenance.of_this_process(),
     }
     if truth is not None:
         summary["errors"] = truth_lib.errors(scene, truth)
