@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -68,11 +68,10 @@ def kept_pixels(scene: Scene, rules: PointFilter) -> np.ndarray:
     return np.stack([_kept(scene, rules, t) for t in range(len(scene.depth))])
 
 
-def from_scene(scene: Scene, rules: PointFilter | None = None) -> PointCloud:
-    """Returns the scene's pixels as world points, frame after frame; may be empty.
-
-    X_world = world_from_cam . (depth * K^-1 (x, y, 1)), pixel centres at integers.
-    """
+def sampled_pixels(
+    scene: Scene, rules: PointFilter | None = None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields (t, pixels) of each frame with points: (n,) ascending row-major numbers of pixels."""
     rules = rules or PointFilter()
     keep = kept_pixels(scene, rules)
     counts = keep.reshape(len(keep), -1).sum(1)
@@ -80,16 +79,32 @@ def from_scene(scene: Scene, rules: PointFilter | None = None) -> PointCloud:
     if rules.max_points is not None and counts.sum() > rules.max_points:
         # How many of a random subset fall on each frame; no list of all pixels is needed.
         wanted = generator.multivariate_hypergeometric(counts, rules.max_points)
-    points, colours, frame = [], [], []
-    # One frame at a time: the points of all pixels of a long video need not fit into memory.
     for t in np.flatnonzero(wanted):
         pixels = np.flatnonzero(keep[t])
         if wanted[t] < len(pixels):
             pixels = np.sort(generator.choice(pixels, wanted[t], replace=False))
-        # Whole images, whose shape never changes, are moved: another shape would compile again.
-        in_camera = camera.unproject(scene.depth[t], scene.intrinsics[t])
-        in_world = rigid.apply(scene.world_from_cam[t], in_camera)
-        points.append(np.asarray(in_world, np.float32).reshape(-1, 3)[pixels])
+        yield int(t), pixels
+
+
+def frame_points(scene: Scene, t: int) -> np.ndarray:
+    """Returns (H * W, 3) float32: all pixels of frame t in the world, X = pose . D K^-1 (x, y, 1).
+
+    One frame at a time, so that the points of all pixels of a long video need not fit into memory;
+    always the whole image, because another shape would compile again.
+    """
+    in_camera = camera.unproject(scene.depth[t], scene.intrinsics[t])
+    in_world = rigid.apply(scene.world_from_cam[t], in_camera)
+    return np.asarray(in_world, np.float32).reshape(-1, 3)
+
+
+def from_scene(scene: Scene, rules: PointFilter | None = None) -> PointCloud:
+    """Returns the scene's pixels as world points, frame after frame; may be empty.
+
+    X_world = world_from_cam . (depth * K^-1 (x, y, 1)), pixel centres at integers.
+    """
+    points, colours, frame = [], [], []
+    for t, pixels in sampled_pixels(scene, rules):
+        points.append(frame_points(scene, t)[pixels])
         colours.append(np.asarray(scene.colours[t]).reshape(-1, 3)[pixels])
         frame.append(np.full(len(pixels), t, np.int32))
     if not points:
