@@ -213,9 +213,10 @@ def parse_shard(text: str) -> tuple[int, int]:
 def main(argv: Sequence[str]) -> int:
     del argv
     index, shards = parse_shard(SHARD.value)
-    from experiments import evaluation_devices, evaluation_report, evaluation_run
+    from experiments import devices as devices_lib
+    from experiments import evaluation_report, evaluation_run
 
-    devices = evaluation_devices.chosen(DEVICES.value)
+    devices = devices_lib.chosen(DEVICES.value)
 
     protocol = protocol_from_flags()
     stored = (PRIOR.value or "").partition(":")
@@ -238,7 +239,7 @@ def main(argv: Sequence[str]) -> int:
     records: dict[str, dict[str, Any]] = {}
     failed = False
     mine = openers[index - 1 :: shards]
-    done = evaluation_devices.run(job, mine, devices, evaluation_run.kept_or_evaluated)
+    done = evaluation_run.kept_or_evaluated_on(devices, job, mine)
     for name, record in tqdm(done, desc="sequences", total=len(mine)):
         records[name] = record
         if "failed" in record:

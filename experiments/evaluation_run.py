@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import queue
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
@@ -22,8 +24,9 @@ from align3r_jax.io import atomic, depth_files
 from align3r_jax.io import images as image_files
 from align3r_jax.priors.mono_depth import DepthMaps
 from data.readers.sequence import EvaluationSequence, FailedSequence
-from experiments import evaluation_plots
+from experiments import devices, evaluation_plots
 
+Opener = Callable[[], EvaluationSequence | FailedSequence]
 FORMAT = 2  # of the JSON of a sequence; raise it when a score changes its meaning
 _WANTED = {"video_depth": "depth", "single_depth": "depth", "camera_pose": "cameras",
            "motion": "masks"}  # fmt: skip
@@ -96,9 +99,7 @@ def kept(job: Job, name: str) -> dict[str, Any] | None:
     return None if record is None or "failed" in record else record
 
 
-def kept_or_evaluated(
-    job: Job, name: str, open_sequence: Callable[[], EvaluationSequence | FailedSequence]
-) -> dict[str, Any]:
+def kept_or_evaluated(job: Job, name: str, open_sequence: Opener) -> dict[str, Any]:
     """Returns what an earlier run finished, else what `evaluate` finds."""
     record = kept(job, name)
     if record is None:
@@ -107,9 +108,42 @@ def kept_or_evaluated(
     return record
 
 
-def evaluate(
-    job: Job, name: str, open_sequence: Callable[[], EvaluationSequence | FailedSequence]
-) -> dict[str, Any]:
+def kept_or_evaluated_on(
+    places: Sequence[jax.Device], job: Job, openers: Sequence[tuple[str, Opener]]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields (name, `kept_or_evaluated`) of every sequence as it is done, on several devices.
+
+    An interrupt ends the run as soon as the sequences that are under way are done.
+    """
+    waiting: queue.SimpleQueue[tuple[str, Opener]] = queue.SimpleQueue()
+    for item in openers:
+        waiting.put(item)
+
+    def work(own: Job) -> Iterator[tuple[str, dict[str, Any]]]:
+        while True:
+            try:
+                name, opener = waiting.get_nowait()
+            except queue.Empty:
+                return
+            yield name, kept_or_evaluated(own, name, opener)
+
+    networks = ("model", "prior", "flow")
+    jobs = [job] * len(places)
+    if len(places) > 1:
+        jobs = [
+            dataclasses.replace(
+                job,
+                networks=dataclasses.replace(
+                    job.networks,
+                    **{k: devices.placed(getattr(job.networks, k), place) for k in networks},
+                ),
+            )
+            for place in places
+        ]
+    yield from devices.run(list(zip(places, jobs)), work)
+
+
+def evaluate(job: Job, name: str, open_sequence: Opener) -> dict[str, Any]:
     """Returns and writes the record of one sequence; what goes wrong is in it as `failed`."""
     record: dict[str, Any] = {
         "name": name, "fingerprint": job.fingerprint(name), "settings": job.settings(),

@@ -13,7 +13,6 @@ says more.
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -29,30 +28,19 @@ from align3r_jax.training import loop
 from align3r_jax.training.state import TrainState
 from align3r_jax.weights import settings as settings_lib
 from align3r_jax.weights import store, training_folder
-from experiments import cli, train_settings, train_setup
+from experiments import cli, process_flags, train_settings, train_setup
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", "experiments/configs/align3r_small.py", "Settings, a Python file.", lock_config=True
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run.", required=True)
 EXPORT = flags.DEFINE_string("export", None, "Also write the averaged weights here when done.")
-COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, if several run.")
-NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes", None, "How many processes run, if several do."
-)
-PROCESS_ID = flags.DEFINE_integer(
-    "process_id", None, "Which of them this one is, from 0; if several run."
-)
-DISTRIBUTED = flags.DEFINE_enum(
-    "distributed", "auto", ["auto", "on", "off"],
-    "Several processes found by JAX itself (on: TPU pods, Slurm, Open MPI); auto: where the "
-    "environment says so.",
-)  # fmt: skip
+flags.adopt_module_key_flags(process_flags)  # --help lists them
 
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    start_processes()
+    process_flags.start()
     values = CONFIG.value.to_dict()
     settings = train_settings.settings_from(values)
     if EXPORT.value and settings.task == "croco":
@@ -81,23 +69,6 @@ def main(argv: Sequence[str]) -> None:
         )
     if EXPORT.value:
         export(final, trainer)
-
-
-def start_processes() -> None:
-    """Joins the other processes of this run, if there are any."""
-    given = [flag.value is not None for flag in (COORDINATOR, NUM_PROCESSES, PROCESS_ID)]
-    if any(given):
-        if not all(given):
-            raise UserError("--coordinator, --num_processes and --process_id go together.")
-        if NUM_PROCESSES.value > 1:
-            jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
-    elif DISTRIBUTED.value == "on" or (DISTRIBUTED.value == "auto" and _is_one_of_several()):
-        jax.distributed.initialize()
-
-
-def _is_one_of_several() -> bool:
-    slurm = "SLURM_STEP_NODELIST" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1
-    return slurm or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
 
 
 def describe(trainer: train_setup.Trainer) -> dict[str, Any]:
