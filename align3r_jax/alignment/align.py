@@ -201,7 +201,7 @@ def prepare(
     def scene_mask(variables: AlignmentVariables) -> np.ndarray:
         if mask_flow is None:
             return mask
-        geometry = variables_lib.decode(variables, config, (height, width))
+        geometry = variables_lib.decode_whole(variables, config, (height, width))
         return with_user_mask(
             motion_mask.update_from_scene(
                 geometry.depth, geometry.world_from_cam, geometry.intrinsics, mask_flow, config

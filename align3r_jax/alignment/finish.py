@@ -34,10 +34,10 @@ def to_scene(
     `config.clean` points that others see through have confidence 0. metric: depth is in metres.
     """
     height, width = result.variables.log_depth.shape[-2:]
-    geometry = variables_lib.decode(result.variables, config, (height, width))
+    geometry = variables_lib.decode_whole(result.variables, config, (height, width))
     poses = geometry.world_from_cam
     if world is None and not result.fixed_world:
-        poses = rigid.compose(rigid.invert(poses[:1]), poses)
+        poses = _from_first(poses)
     confidence = result.confidence
     if config.clean:
         confidence = clean_confidence(
@@ -67,6 +67,11 @@ def to_scene(
         names=frames.names,
         metric=metric,
     )
+
+
+@jax.jit
+def _from_first(world_from_cam: Array) -> Array:
+    return rigid.compose(rigid.invert(world_from_cam[:1]), world_from_cam)
 
 
 @functools.partial(jax.jit, static_argnames=("tolerance", "views"))

@@ -290,7 +290,7 @@ def _priors(keys: Runs, first: int, count: int, config: AlignmentConfig) -> list
 def _cameras(keys: Runs, config: AlignmentConfig) -> variables_lib.Geometry:
     """The decoded key-frame pass; its principal points do not count."""
     found = jax.tree.map(jnp.asarray, keys.results[0].variables)
-    return variables_lib.decode(found, config, found.log_depth.shape[-2:])
+    return variables_lib.decode_whole(found, config, found.log_depth.shape[-2:])
 
 
 def joined(
@@ -353,7 +353,7 @@ def join(
     frame in the key-frame pass / in the clip), 1 without `config.join_rescale`. stride: of the
     pixels that the key-frame pass looked at.
     """
-    geometry = variables_lib.decode(clip, config, clip.log_depth.shape[-2:])
+    geometry = variables_lib.decode_whole(clip, config, clip.log_depth.shape[-2:])
     scale = _scale_to_key(geometry, keys, index, config, stride)
     local = rigid.compose(rigid.invert(geometry.world_from_cam[:1]), geometry.world_from_cam)
     local = local.at[:, :3, 3].multiply(scale)
@@ -374,7 +374,7 @@ def rescale(
 
     Within a clip the cameras may be so close that its unit hangs on noise; key frames are not.
     """
-    geometry = variables_lib.decode(clip, config, clip.log_depth.shape[-2:])
+    geometry = variables_lib.decode_whole(clip, config, clip.log_depth.shape[-2:])
     scale = _scale_to_key(geometry, keys, index, config, stride)
     return dataclasses.replace(clip, log_depth=clip.log_depth + jnp.log(scale))
 

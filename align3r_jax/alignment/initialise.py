@@ -160,15 +160,15 @@ def register_scene(
     pair_scale, pair_rotation, pair_translation = register_pairs(
         predictions.pointmap1, predictions.confidence1, points, graph.pairs[:, 0]
     )
-    world_from_cam = jnp.asarray(world_from_cam, jnp.float32)
+    poses = np.asarray(world_from_cam, np.float32)
     similarity = replace_unusable(
-        pair_scale, pair_rotation, pair_translation, world_from_cam[graph.pairs[:, 0]]
+        pair_scale, pair_rotation, pair_translation, poses[graph.pairs[:, 0]]
     )
-    if not bool(jnp.all(jnp.isfinite(points))):
+    if not bool(_all_finite(points)):
         points = _fill_points(points, predictions, graph.pairs, similarity)
     pair_scale, pair_rotation, pair_translation = similarity
-    points, world_from_cam, depth = _normalise_scale(points, world_from_cam, pair_scale, config)
-    if not bool(jnp.all(jnp.isfinite(depth))):
+    points, world_from_cam, depth = _normalise_scale(points, poses, pair_scale, config)
+    if not bool(_all_finite(depth)):
         depth = fill_depth(depth)
     return StartingScene(
         points=points,
@@ -179,6 +179,11 @@ def register_scene(
         pair_rotation=pair_rotation,
         pair_translation=pair_translation,
     )
+
+
+@jax.jit
+def _all_finite(values: Array) -> Array:
+    return jnp.all(jnp.isfinite(values))
 
 
 def pair_scores(predictions: PairPredictions) -> np.ndarray:

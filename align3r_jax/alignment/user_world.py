@@ -239,7 +239,7 @@ def fitted(
 ) -> tuple[World, known_cameras.WorldFit]:
     """Returns the world that carries a result of free poses onto the known ones, and the fit."""
     size = np.shape(result.variables.log_depth)[-2:]
-    geometry = variables.decode(result.variables, config, (size[0], size[1]))
+    geometry = variables.decode_whole(result.variables, config, (size[0], size[1]))
     fit = known_cameras.fit_world(geometry.world_from_cam, known.world_from_cam, known.pose_mask)
     return World(fit.scale, fit.rotation, fit.translation), fit
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
@@ -323,6 +324,10 @@ def decode(
         pair_matrix=scale[:, None, None] * rotation * stretch[:, None, :],
         pair_offset=scale[:, None] * rigid.decode_translation(variables.pair_translation),
     )
+
+
+# For the host: one program, where `decode` outside of a trace would compile every operation.
+decode_whole = jax.jit(decode, static_argnames=("config", "image_size"))
 
 
 def trainable(

@@ -6,6 +6,7 @@ that rescales intrinsics.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import chex
@@ -97,6 +98,7 @@ def focal_from_field_of_view(angle: jax.Array, size: int) -> jax.Array:
     return size / (2 * jnp.tan(jnp.asarray(angle) / 2))
 
 
+@functools.partial(jax.jit, static_argnames="size")
 def to_working(intrinsics: jax.Array, size: WorkingSize) -> jax.Array:
     """Moves intrinsics (..., 3, 3) of the original image to the working size.
 
@@ -107,6 +109,7 @@ def to_working(intrinsics: jax.Array, size: WorkingSize) -> jax.Array:
     return _move(intrinsics, scale, lambda c: scale * (c + 0.5) - 0.5 - crop)
 
 
+@functools.partial(jax.jit, static_argnames="size")
 def to_original(intrinsics: jax.Array, size: WorkingSize) -> jax.Array:
     """Moves intrinsics (..., 3, 3) of the working size to the original image (inverse of above)."""
     scale, crop = _axes(size, jnp.asarray(intrinsics).dtype)

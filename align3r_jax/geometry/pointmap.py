@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from align3r_jax.geometry import rigid
+from align3r_jax.geometry import camera, rigid
 
 
 def validity(
@@ -34,6 +34,19 @@ def change_frame(
     matrix = jnp.asarray(scale)[..., None, None] * jnp.asarray(rotation)
     moved = jnp.einsum("...ij,...hwj->...hwi", matrix, pointmap, precision="highest")
     return moved + jnp.asarray(translation)[..., None, None, :]
+
+
+@jax.jit
+def in_world(depth: jax.Array, intrinsics: jax.Array, world_from_cam: jax.Array) -> jax.Array:
+    """X = world_from_cam . (D(u, v) K^-1 (u, v, 1)), one program also on the host.
+
+    Args:
+        depth: (..., H, W). intrinsics: (..., 3, 3). world_from_cam: (..., 4, 4).
+
+    Returns:
+        (..., H, W, 3).
+    """
+    return rigid.apply(world_from_cam, camera.unproject(depth, intrinsics))
 
 
 def mean_distance(*pointmaps: jax.Array, valid: tuple[jax.Array, ...] | None = None) -> jax.Array:

@@ -57,6 +57,7 @@ def nearest_rotation(matrix: jax.Array) -> jax.Array:
     return jnp.einsum("...ij,...jk->...ik", left, right, precision="highest")
 
 
+@jax.jit
 def align_poses(
     source_poses: jax.Array, target_poses: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import trimesh
 
-from align3r_jax.geometry import camera, rigid
+from align3r_jax.geometry import pointmap
 from align3r_jax.structs import Scene
 
 
@@ -92,8 +92,7 @@ def frame_points(scene: Scene, t: int) -> np.ndarray:
     One frame at a time, so that the points of all pixels of a long video need not fit into memory;
     always the whole image, because another shape would compile again.
     """
-    in_camera = camera.unproject(scene.depth[t], scene.intrinsics[t])
-    in_world = rigid.apply(scene.world_from_cam[t], in_camera)
+    in_world = pointmap.in_world(scene.depth[t], scene.intrinsics[t], scene.world_from_cam[t])
     return np.asarray(in_world, np.float32).reshape(-1, 3)
 
 
