@@ -5,16 +5,19 @@
 
 The same command continues an interrupted run, to the bit. `experiments.reconstruct
 --weights=WORKDIR` uses what it has learned so far, `--export=DIR` writes the averaged weights as
-float16 when done. Several processes: the same command in each, with --coordinator --num_processes
---process_id, or without them where JAX finds out by itself (TPU pods, Slurm). docs/training.md
-says more.
+float16 when done; of pre-training that is --export=FILE.safetensors with the names of CroCo v2,
+which --config.init_from of other trainings reads. Several processes: the same command in each, with
+--coordinator --num_processes --process_id, or without them where JAX finds out by itself (TPU pods,
+Slurm). docs/training.md says more.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,18 +26,20 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import config_flags
 
 from align3r_jax.config import NetworkConfig
-from align3r_jax.errors import UserError
 from align3r_jax.training import loop
 from align3r_jax.training.state import TrainState
+from align3r_jax.weights import croco_file, store, training_folder
 from align3r_jax.weights import settings as settings_lib
-from align3r_jax.weights import store, training_folder
 from experiments import cli, process_flags, train_settings, train_setup
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", "experiments/configs/align3r_small.py", "Settings, a Python file.", lock_config=True
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run.", required=True)
-EXPORT = flags.DEFINE_string("export", None, "Also write the averaged weights here when done.")
+EXPORT = flags.DEFINE_string(
+    "export", None,
+    "Also write the averaged weights here when done: a folder, of pre-training *.safetensors.",
+)  # fmt: skip
 flags.adopt_module_key_flags(process_flags)  # --help lists them
 
 
@@ -43,16 +48,16 @@ def main(argv: Sequence[str]) -> None:
     process_flags.start()
     values = CONFIG.value.to_dict()
     settings = train_settings.settings_from(values)
-    if EXPORT.value and settings.task == "croco":
-        raise UserError(
-            "--export writes networks that predict point maps or depth; pre-training is used by "
-            f"--config.init_from={WORKDIR.value}."
-        )
+    check_export(settings)
     folder = train_setup.work_folder(WORKDIR.value)
     newest = training_folder.find(folder)
-    trainer = train_setup.make_trainer(settings)
-    sets = train_setup.evaluation_sets(trainer)
-    with train_setup.open_batches(trainer, int(newest.name) if newest else 0) as batch_of:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(train_setup.compiler(settings))
+        trainer = train_setup.make_trainer(settings)
+        sets = train_setup.evaluation_sets(trainer)
+        batch_of = stack.enter_context(
+            train_setup.open_batches(trainer, int(newest.name) if newest else 0)
+        )
         final = loop.run(
             settings=trainer.loop_settings(),
             start=trainer.start,
@@ -80,14 +85,24 @@ def describe(trainer: train_setup.Trainer) -> dict[str, Any]:
     return {"kind": kind, "settings": settings_lib.encode_network(network)}
 
 
+def check_export(settings: train_settings.TrainSettings) -> None:
+    """Raises UserError before anything is trained if --export cannot be written."""
+    if EXPORT.value and settings.task == "croco":
+        store.check_export(Path(EXPORT.value), overwrite=True)
+
+
 def export(final: TrainState, trainer: train_setup.Trainer) -> None:
     """Writes the averaged weights; the first process does, all hand over their parts."""
     everywhere = NamedSharding(trainer.mesh, PartitionSpec())
     average = jax.device_get(jax.jit(lambda x: x, out_shardings=everywhere)(final.average))
     if jax.process_index() == 0:
         network = trainer.task.network
-        settings = network if isinstance(network, NetworkConfig) else dataclasses.asdict(network)
-        store.save_shipped(EXPORT.value, average, settings)
+        if trainer.settings.task == "croco":
+            croco_file.export(average, network, EXPORT.value, overwrite=True)
+        elif isinstance(network, NetworkConfig):
+            store.save_shipped(EXPORT.value, average, network)
+        else:
+            store.save_shipped(EXPORT.value, average, dataclasses.asdict(network))
         print(f"Weights of step {int(final.step)} written to {EXPORT.value}")
 
 

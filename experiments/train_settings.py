@@ -67,6 +67,7 @@ class TrainSettings:
     arguments of the task's loss. optimizer: fields of `OptimizerConfig` without total.
     average_decay: of the parameters' moving average, which is what evaluation and export see; 0:
     the parameters themselves. monitor: `training.monitor`. max_minutes: 0 for no limit.
+    quick_compile: programs are compiled in half the time and run slower, for trials.
     """
 
     task: Literal["pairwise", "mono", "croco"]
@@ -96,6 +97,7 @@ class TrainSettings:
     max_minutes: float = 0.0
     stop_on_non_finite: bool = True
     tensorboard: bool = True
+    quick_compile: bool = False
 
     def optimizer_config(self) -> OptimizerConfig:
         """Returns the optimiser's settings; its schedule ends with the last step."""

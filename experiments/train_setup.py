@@ -87,6 +87,18 @@ def make_trainer(settings: TrainSettings) -> Trainer:
     )
 
 
+@contextlib.contextmanager
+def compiler(settings: TrainSettings) -> Iterator[None]:
+    """Within it programs are compiled as `settings.quick_compile` says."""
+    name = "jax_disable_most_optimizations"
+    before = jax.config.read(name)
+    jax.config.update(name, settings.quick_compile or before)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
+
+
 def _check_devices(settings: TrainSettings, mesh: Mesh, accumulate: int) -> None:
     rows = settings.batch_size
     if rows % mesh.size == 0 and rows % (mesh.size * accumulate):
