@@ -59,5 +59,5 @@ def is_due(
 
 
 def choose(condition: Array, first: object, second: object) -> object:
-    """Returns the first of two trees of equal shapes where `condition` () holds, else the second."""
+    """Returns one of two trees of equal shapes, the first where `condition` () holds."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), first, second)

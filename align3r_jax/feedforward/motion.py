@@ -27,7 +27,7 @@ class PastFlow:
 
 
 def first_poses() -> Array:
-    """Returns (BEFORE, 4, 4), the cameras before the first frame: no matter, no flow leads there."""
+    """Returns (BEFORE, 4, 4), stand-ins before the first frame: no flow leads there."""
     return jnp.tile(jnp.eye(4, dtype=jnp.float32), (BEFORE, 1, 1))
 
 

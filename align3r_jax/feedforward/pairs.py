@@ -90,7 +90,7 @@ def step(
     state: PairState,
     features: Any,
     decode: Decode,
-    config: FeedForwardConfig = FeedForwardConfig(),
+    config: FeedForwardConfig,
     past: motion.PastFlow | None = None,
 ) -> tuple[PairState, FrameResult]:
     """Returns the next state and the result of one more frame; traceable if `decode` is.
