@@ -143,6 +143,12 @@ def encode_jpeg(image: np.ndarray, quality: int = 82) -> bytes:
     return cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
 
 
+def encode_webp(image: np.ndarray, quality: int = 75) -> bytes:
+    """Returns the WebP file of an (H, W, 3) uint8 RGB image: a third smaller than JPEG, slower."""
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    return cv2.imencode(".webp", bgr, [cv2.IMWRITE_WEBP_QUALITY, quality])[1].tobytes()
+
+
 def encode_png(image: np.ndarray) -> bytes:
     """Returns the PNG file of (H, W) uint8 or uint16, (H, W, 3) RGB or (H, W, 4) RGBA uint8."""
     if image.ndim == 3:

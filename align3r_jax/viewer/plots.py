@@ -17,7 +17,8 @@ from align3r_jax.io import preview
 
 NUM_COLOURS = 8
 MAX_POINTS_PER_LINE = 400
-WIDTH, LEFT, RIGHT, TOP, BOTTOM = 480, 58, 14, 12, 44
+MAX_CELLS = 400
+WIDTH, LEFT, RIGHT, TOP, BOTTOM = 480, 68, 14, 12, 44
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,14 +86,20 @@ def pair_matrix(pairs: np.ndarray, losses: np.ndarray, num_frames: int, *, title
     """Returns an SVG matrix: row i, column j coloured by the loss of the ordered pair (i, j).
 
     pairs: (P, 2) int. losses: (P,); the colours span zero to their 98th percentile. Cells without
-    a pair stay empty. The cells are an embedded picture, so that long videos stay small.
+    a pair stay empty. The cells are an embedded picture of at most `MAX_CELLS` a side, so that
+    long videos stay small.
     """
     losses = np.asarray(losses, np.float64)
     top = max(float(np.nanpercentile(losses, 98)), 1e-12)
-    cells = np.zeros((num_frames, num_frames, 4), np.uint8)
-    heat = preview.colour_confidence(np.exp(losses / top)[None], maximum=math.e)[0]
-    cells[pairs[:, 0], pairs[:, 1], :3] = heat
-    cells[pairs[:, 0], pairs[:, 1], 3] = 255
+    side = min(num_frames, MAX_CELLS)
+    row, column = np.asarray(pairs).T * side // num_frames
+    # Of the pairs that share a cell, the worst is seen.
+    worst = np.full((side, side), -np.inf)
+    np.maximum.at(worst, (row, column), np.nan_to_num(losses, nan=top))
+    filled = worst > -np.inf
+    cells = np.zeros((side, side, 4), np.uint8)
+    cells[filled, :3] = preview.colour_confidence(np.exp(worst[filled] / top)[None], math.e)[0]
+    cells[filled, 3] = 255
     height = 400
     size = height - TOP - BOTTOM
     x_axis = _Axis(-0.5, num_frames - 0.5, LEFT, LEFT + size, tight=True, integers=True)

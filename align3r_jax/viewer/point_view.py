@@ -1,14 +1,14 @@
-"""The data of the report's turning point cloud, small enough to sit in the page.
+"""The data of the report's point cloud, small enough to sit in the page.
 
-Points are quantised to 16 bits per axis inside their box and 8 bits per colour, 9 bytes each.
-Why not the self-contained export of a viewer package: it costs some 60 MB of dependencies and an
-embedded copy of the viewer for what `assets/points.js` does in 250 lines of plain WebGL.
+A point costs 11 bytes: 16 bits per axis inside the cloud's box, 8 per colour, 8 of confidence and
+8 of inverse depth. `assets/cloud.js` draws them with plain WebGL.
 """
 
 from __future__ import annotations
 
 import base64
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,9 @@ from align3r_jax.geometry import rigid
 from align3r_jax.io import gltf, pointcloud, preview
 from align3r_jax.structs import Array, Scene
 
-STATIC_POINTS = 130_000
+STATIC_POINTS = 180_000
 MOVING_POINTS = 60_000
+MAX_CAMERAS = 1000  # drawn, of very long videos
 PIVOT_TO_CAMERAS = 0.25
 FARTHEST = 30.0  # points beyond this many median distances from the pivot are left out
 
@@ -44,58 +45,111 @@ def viewing_frame(world_from_cam: np.ndarray, pivot: np.ndarray) -> np.ndarray:
     return result
 
 
-def build(scene: Scene, rules: pointcloud.PointFilter) -> tuple[dict[str, Any], str]:
-    """Returns (metadata, base64 data) as `assets/points.js` reads them.
+def build(
+    scene: Scene, rules: pointcloud.PointFilter, frames: np.ndarray | None = None
+) -> tuple[dict[str, Any], str]:
+    """Returns (metadata, base64 data) as `assets/cloud.js` reads them.
 
-    Moving points follow the static ones, ordered by frame: `movingStarts` (T + 1) says where the
-    points of each frame begin, so that the page shows only those of the current one.
+    frames: (F,) ascending numbers of the frames that the page shows (None: all); points come from
+    these alone. Moving points follow the static ones, both ordered by frame: `staticStarts` and
+    `movingStarts` (F + 1) say where those of each shown frame begin.
     """
-    parts = [
-        pointcloud.from_scene(
-            scene, dataclasses.replace(rules, dynamic="drop", max_points=STATIC_POINTS)
-        ),
-        pointcloud.from_scene(
-            scene, dataclasses.replace(rules, dynamic="only", max_points=MOVING_POINTS)
-        ),
-    ]
-    points = np.concatenate([part.points for part in parts])
-    colours = np.concatenate([part.colours for part in parts])
-    frame = np.concatenate([np.full(len(parts[0]), -1, np.int32), parts[1].frame])
+    frames = np.arange(len(scene.depth)) if frames is None else np.asarray(frames)
+    part = _part_of(scene, frames)
+    depth_range = preview.inverse_depth_range(part.depth)
+    sure = _brightest(part.confidence)
+    # Confidence 0: other frames see through the point. Of what moves by itself, of course they do.
+    left = part.dynamic_mask & (part.confidence == 0)
+    judged = dataclasses.replace(part, confidence=np.where(left, np.inf, part.confidence))
+    points, attributes, starts = [], [], {}
+    for name, dynamic, count in (("staticStarts", "drop", STATIC_POINTS),
+                                 ("movingStarts", "only", MOVING_POINTS)):  # fmt: skip
+        chosen = dataclasses.replace(rules, dynamic=dynamic, max_points=count)
+        per_frame = np.zeros(len(frames) + 1, int)
+        for t, pixels in pointcloud.sampled_pixels(judged, chosen):
+            points.append(pointcloud.frame_points(part, t)[pixels])
+            attributes.append(_attributes(part, t, pixels, depth_range, sure))
+            per_frame[t + 1] = len(pixels)
+        starts[name] = np.cumsum(per_frame) + (starts["staticStarts"][-1] if starts else 0)
+    xyz = np.concatenate([np.zeros((0, 3), np.float32), *points])
+    extra = np.concatenate([np.zeros((0, 5), np.uint8), *attributes])
 
     centres = np.asarray(scene.world_from_cam, np.float64)[:, :3, 3]
-    middle = np.median(points, axis=0) if len(points) else centres.mean(0)
+    middle = np.median(xyz, axis=0) if len(xyz) else centres.mean(0)
     # Turning about a place before the cloud's middle keeps the cameras in the picture as well.
     pivot = middle + PIVOT_TO_CAMERAS * (centres.mean(0) - middle)
     view_from_world = viewing_frame(scene.world_from_cam, pivot)
-    points = _moved(view_from_world, points)
-    reach = np.linalg.norm(points, axis=1)
-    near = reach <= FARTHEST * np.median(reach) if len(points) else np.zeros(0, bool)
-    points, colours, frame = points[near], colours[near], frame[near]
-
-    radius = float(np.percentile(reach[near], 85)) if len(points) else 0.0
-    low = points.min(0) if len(points) else np.zeros(3)
-    extent = np.maximum(np.ptp(points, axis=0), 1e-9) if len(points) else np.ones(3)
-    levels = np.round((points - low) / extent * 65535).astype("<u2")
-    data = base64.b64encode(levels.tobytes() + colours.tobytes()).decode()
+    xyz = _moved(view_from_world, xyz)
+    reach = np.linalg.norm(xyz, axis=1)
+    near = reach <= FARTHEST * np.median(reach) if len(xyz) else np.zeros(0, bool)
+    before = np.concatenate([[0], np.cumsum(near)])  # near points among the first n
+    xyz, extra = xyz[near], extra[near]
+    radius = float(np.percentile(reach[near], 85)) if len(xyz) else 0.0
+    low = xyz.min(0) if len(xyz) else np.zeros(3)
+    extent = np.maximum(np.ptp(xyz, axis=0), 1e-9) if len(xyz) else np.ones(3)
+    levels = np.round((xyz - low) / extent * 65535).astype("<u2")
+    planes = [
+        levels.tobytes(),
+        extra[:, :3].tobytes(),
+        extra[:, 3].tobytes(),
+        extra[:, 4].tobytes(),
+    ]
 
     size = gltf.frustum_size(scene)
     frusta = _moved(view_from_world, gltf.frusta(scene, size))
+    colours = gltf.camera_colours(len(frusta))
+    drawn = np.union1d(preview.even_indices(len(frusta), MAX_CAMERAS), frames)
     eye = frusta[:, 0].mean(0)
     forward = np.asarray(scene.world_from_cam)[:, :3, 2].mean(0)
     meta = {
-        "points": len(points),
+        "points": len(xyz),
         "low": low.tolist(),
         "extent": extent.tolist(),
-        "movingStarts": np.searchsorted(frame, np.arange(len(frusta) + 1)).tolist(),
-        "pointSize": _point_size(scene, int((frame < 0).sum())),
+        **{name: before[values].tolist() for name, values in starts.items()},
+        "logConfidence": math.log(sure),  # of level 255
+        "pixels": int(scene.depth[0].size),
+        "pitch": _pitch(scene),
         # From behind the cameras, and far enough to see most of the cloud.
         "distance": max(1.35 * float(np.linalg.norm(eye)) + 2 * size, 1.5 * radius, 4 * size),
         "allAround": bool(np.linalg.norm(forward) < 0.35),
-        "fps": preview.playback_rate(scene.times),
-        "frusta": np.round(frusta, 5).tolist(),
-        "cameraColours": gltf.camera_colours(len(frusta)).tolist(),
-    }
-    return meta, data
+        "frusta": np.round(frusta[drawn], 4 - math.floor(math.log10(size))).tolist(),
+        "cameraColours": colours[drawn].tolist(),
+        "shownCameras": np.searchsorted(drawn, frames).tolist(),
+        "ramps": {
+            "depth": preview.colour_depth(1 / np.linspace(1, 2, 256)[None], (1.0, 2.0))[0].tolist(),
+            "confidence": preview.colour_confidence(
+                np.exp(np.linspace(0, 1, 256))[None], math.e
+            )[0].tolist(),
+        },
+    }  # fmt: skip
+    return meta, base64.b64encode(b"".join(planes)).decode()
+
+
+def _part_of(scene: Scene, frames: np.ndarray) -> Scene:
+    """The scene of some frames, with what points are made of."""
+    names = ("depth", "confidence", "dynamic_mask", "colours", "world_from_cam", "intrinsics")
+    return dataclasses.replace(scene, **{name: getattr(scene, name)[frames] for name in names})
+
+
+def _brightest(confidence: np.ndarray) -> float:
+    """The confidence of level 255: the 99th percentile, but more than 1."""
+    values = np.nan_to_num(confidence[:, ::4, ::4], nan=1.0, posinf=1e30)
+    return max(float(np.percentile(values, 99)), 1.01)
+
+
+def _attributes(
+    scene: Scene, t: int, pixels: np.ndarray, depth_range: tuple[float, float], sure: float
+) -> np.ndarray:
+    """(n, 5) uint8: red, green, blue, 255 ln(confidence) / ln(sure), level of inverse depth."""
+    far, near = depth_range
+    confidence = np.asarray(scene.confidence[t]).reshape(-1)[pixels]
+    inverse = (1 / np.asarray(scene.depth[t]).reshape(-1)[pixels] - far) / (near - far)
+    unsure = np.log(np.maximum(np.nan_to_num(confidence, nan=1.0), 1.0)) / math.log(sure)
+    levels = np.stack([unsure, inverse], axis=-1)
+    return np.concatenate([
+        np.asarray(scene.colours[t]).reshape(-1, 3)[pixels],
+        np.round(255 * np.clip(levels, 0, 1)).astype(np.uint8),
+    ], axis=1)  # fmt: skip
 
 
 def _moved(target_from_source: Array, points: Array) -> np.ndarray:
@@ -103,11 +157,8 @@ def _moved(target_from_source: Array, points: Array) -> np.ndarray:
     return np.asarray(moved)
 
 
-def _point_size(scene: Scene, count: int) -> float:
-    """Returns the side of a point: a pixel's footprint, larger if the cloud holds fewer points
-    than a frame has pixels; scene units.
-    """
+def _pitch(scene: Scene) -> float:
+    """Returns the side of a pixel's footprint at median depth, scene units."""
     depth = np.asarray(scene.depth)
     valid = depth[np.isfinite(depth) & (depth > 0)]
-    pitch = float(np.median(valid) if valid.size else 1.0) / float(scene.intrinsics[0, 0, 0])
-    return pitch * max(1.0, (depth[0].size / max(count, 1)) ** 0.5) * 2.0
+    return float(np.median(valid) if valid.size else 1.0) / float(scene.intrinsics[0, 0, 0])

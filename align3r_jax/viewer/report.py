@@ -9,16 +9,24 @@ from __future__ import annotations
 import html
 import json
 import string
-from importlib import resources
 from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 
+from align3r_jax.findings import measures
 from align3r_jax.geometry import camera
 from align3r_jax.io import atomic, pointcloud, scene_folder
 from align3r_jax.structs import Scene
-from align3r_jax.viewer import frame_strips, point_view, run_sections
+from align3r_jax.viewer import (
+    camera_sections,
+    frame_player,
+    frame_strips,
+    page,
+    point_view,
+    quality_sections,
+    run_sections,
+)
 
 
 def write_report(folder: str | Path, rules: pointcloud.PointFilter | None = None) -> Path:
@@ -28,7 +36,7 @@ def write_report(folder: str | Path, rules: pointcloud.PointFilter | None = None
     Raises UserError if the folder holds no result or cannot be written.
     """
     folder = Path(folder)
-    page = render(
+    text = render(
         scene_folder.load_scene(folder),
         scene_folder.load_summary(folder),
         prior_depth=scene_folder.load_prior_depth(folder),
@@ -38,7 +46,7 @@ def write_report(folder: str | Path, rules: pointcloud.PointFilter | None = None
     )
     path = folder / scene_folder.REPORT
     with atomic.told_to_user(path):
-        atomic.replace_file(path, page.encode())
+        atomic.replace_file(path, text.encode())
     return path
 
 
@@ -57,22 +65,33 @@ def render(
     true_world_from_cam: (T, 4, 4) in any world; aligned to the scene by a similarity.
     rules: which points the 3-D view shows.
     """
-    meta, data = point_view.build(scene, rules or pointcloud.PointFilter())
+    flow_images = flow_images or {}
+    if summary.get("prior") == "plane":  # knows nothing, there is nothing to see
+        prior_depth = None
+    measured = measures.measure(scene, prior_depth)
+    panels = frame_player.panels(scene, prior_depth, flow_images)
+    film = frame_player.make_film(panels, len(scene.names))
+    meta, data = point_view.build(scene, rules or pointcloud.PointFilter(), film.frames)
     sections = [
-        frame_strips.section(scene, prior_depth, flow_images or {}),
+        quality_sections.confidence(scene, measured),
+        quality_sections.prior(measured),
         run_sections.errors(summary.get("errors") or {}),
-        run_sections.trajectory(scene, true_world_from_cam),
+        camera_sections.trajectory(scene, true_world_from_cam),
+        camera_sections.intrinsics(scene, summary),
         run_sections.losses(scene, summary.get("pairs")),
         run_sections.stages(summary.get("stages") or []),
-        run_sections.settings(summary),
+        run_sections.reproduce(summary),
     ]
-    return string.Template(_asset("report.html")).substitute(
+    return string.Template(page.read("report.html")).substitute(
         title=html.escape(_title(summary)),
-        css=_asset("report.css"),
+        css=page.read("report.css"),
         lead=html.escape(lead_sentence(summary)),
-        limits=_limits(summary.get("limits") or []),
         facts=_facts(scene, summary),
+        notes=quality_sections.warning_list(summary.get("limits") or [], measured),
+        bar=frame_player.bar(film, len(scene.names)),
+        panels=frame_player.grid(film),
         cloud=_cloud(scene, meta),
+        strips=frame_strips.details(scene, panels),
         sections="\n".join(section for section in sections if section),
         footer=(
             "Beside this page: <code>depth/</code>, <code>conf/</code>, <code>dynamic_mask/</code>,"
@@ -80,7 +99,7 @@ def render(
             "<code>points.ply</code>, <code>scene.glb</code>, <code>depth.mp4</code> and "
             "<code>summary.json</code>."
         ),
-        scripts=_scripts(meta, data),
+        scripts=_scripts(frame_player.script(film, scene.times), meta, data),
     )
 
 
@@ -93,7 +112,9 @@ def lead_sentence(summary: dict[str, Any]) -> str:
     if isinstance(weights, dict) and weights.get("name"):
         by += f" ({weights['name']})"
     prior = summary.get("prior") or "none"
-    depth = "without a depth prior" if prior == "none" else f"with the depth prior “{prior}”"
+    depth = (
+        "without a depth prior" if prior in ("none", "plane") else f"with the depth prior “{prior}”"
+    )
     flow = summary.get("flow") or "none"
     motion = "" if flow == "none" else f"; optical flow ({flow}) tells what moves by itself"
     return f"Depth and cameras come from {by}, {depth}{motion}."
@@ -101,14 +122,6 @@ def lead_sentence(summary: dict[str, Any]) -> str:
 
 def _title(summary: dict[str, Any]) -> str:
     return PurePath(str(summary.get("input") or "")).name or "Video"
-
-
-def _limits(limits: list[str]) -> str:
-    if not limits:
-        return ""
-    single = " single" if len(limits) == 1 else ""
-    items = "".join(f"<li>{html.escape(str(limit))}</li>" for limit in limits)
-    return f'<ul class="limits{single}" aria-label="Limits of this result">{items}</ul>'
 
 
 def _facts(scene: Scene, summary: dict[str, Any]) -> str:
@@ -139,32 +152,29 @@ def _facts(scene: Scene, summary: dict[str, Any]) -> str:
 
 
 def _cloud(scene: Scene, meta: dict[str, Any]) -> str:
-    moving = meta["points"] - meta["movingStarts"][0]
+    moving = meta["movingStarts"][-1] - meta["movingStarts"][0]
     caption = (
-        "Drag to turn; once clicked, scroll to zoom, or pinch; shift-drag or two fingers move it; "
-        "arrow keys, + and − work too. The wire pyramids are the cameras, blue first, red last. "
+        "Drag to turn; once clicked, scroll to zoom, or pinch; shift-drag or two fingers move it. "
+        "Keys: arrows turn, + and − zoom, space plays. The wire pyramids are the cameras, blue "
+        "first, red last; the yellow one took the frame above. "
     )
     if moving:
-        caption += "Points that move by themselves are shown only at their own frame. "
+        caption += "What moves by itself is shown only at its own frame. "
     if not meta["points"]:
         caption += "No pixel was confident enough to become a point. "
     label = (
         f"Turning point cloud of {meta['points']:,} points with the path of "
         f"{len(scene.names)} cameras"
     )
-    template = string.Template(_asset("cloud.html"))
-    return template.substitute(label=html.escape(label), caption=html.escape(caption))
-
-
-def _scripts(meta: dict[str, Any], data: str) -> str:
-    # "<" cannot end a script element early when written as an escape.
-    values = json.dumps(meta, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-    return (
-        f'<script type="application/json" id="cloud-meta">{values}</script>\n'
-        f'<script type="text/plain" id="cloud-data">{data}</script>\n'
-        f"<script>\n{_asset('points.js')}</script>"
+    return string.Template(page.read("cloud.html")).substitute(
+        label=html.escape(label), caption=html.escape(caption)
     )
 
 
-def _asset(name: str) -> str:
-    return resources.files("align3r_jax.viewer").joinpath("assets", name).read_text("utf-8")
+def _scripts(film: str, meta: dict[str, Any], data: str) -> str:
+    values = json.dumps(meta, separators=(",", ":"), allow_nan=False)
+    code = "\n".join(page.read(f"{name}.js") for name in ("player", "cloud", "cloud_controls"))
+    return (
+        f"{film}\n{page.data_element('cloud-meta', values)}\n"
+        f'<script type="text/plain" id="cloud-data">{data}</script>\n<script>\n{code}</script>'
+    )

@@ -1,4 +1,4 @@
-"""The sections of the report about the run: errors, trajectory, losses, stages, settings."""
+"""The sections of the report about the run: errors, losses, stages, how to make it again."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from align3r_jax.geometry import registration
-from align3r_jax.structs import Array, Scene
-from align3r_jax.viewer import plots
+from align3r_jax.structs import Scene
+from align3r_jax.viewer import page, plots
 
-MAX_DIRECTION_STROKES = 40
+_NO_LOSS = {"lr", "accepted", "damping"}  # traces of solvers that are no terms
 
 
 def errors(values: dict[str, Any]) -> str:
@@ -43,7 +42,7 @@ def errors(values: dict[str, Any]) -> str:
         )
     if not rows:
         return ""
-    return _section("errors", "Errors against the truth", (
+    return page.section("errors", "Errors against the truth", (
         "<p>The truth of this video is known and was used for nothing but this table.</p>"
         '<div class="scroll"><table class="data"><thead><tr><th scope="col">Measure</th>'
         '<th scope="col" class="number">This result</th><th scope="col">Baseline</th>'
@@ -52,38 +51,12 @@ def errors(values: dict[str, Any]) -> str:
     ))  # fmt: skip
 
 
-def trajectory(scene: Scene, true_world_from_cam: np.ndarray | None) -> str:
-    """Returns the camera path from above (x, z) and from the side (z, y up), with the truth's."""
-    first_from_world = np.linalg.inv(np.asarray(scene.world_from_cam[0], np.float64))
-    predicted = first_from_world @ scene.world_from_cam
-    paths = [("predicted", predicted, "s1")]
-    note = ""
-    if true_world_from_cam is not None and len(predicted) > 1:
-        truth = _aligned(np.asarray(true_world_from_cam, np.float64), predicted)
-        paths.append(("truth", truth, "s2 dashed"))
-        note = " The truth is fitted to it by a similarity (rotation, shift, scale)."
-    unit = "m" if scene.metric else "scene units"
-    above, side = ([_path(name, poses, style, axes) for name, poses, style in paths]
-                   for axes in ((0, 2), (2, 1)))  # fmt: skip
-    right, up, forward = (f"{direction} [{unit}]" for direction in ("right", "up", "forward"))
-    from_above = plots.map_chart(
-        above, title="Camera path from above", x_label=right, y_label=forward
-    )
-    from_side = plots.map_chart(
-        side, title="Camera path from the side", x_label=forward, y_label=up
-    )
-    return _section("trajectory", "Camera path", (
-        "<p>Axes of the first camera. The dot is the first frame, the ring the last; short strokes "
-        f"are viewing directions.{note}</p>"
-        f'<div class="columns"><figure><h3>From above</h3>{from_above}</figure>'
-        f"<figure><h3>From the side</h3>{from_side}</figure></div>{plots.legend(above)}"
-    ))  # fmt: skip
-
-
 def losses(scene: Scene, pairs: list[list[int]] | None) -> str:
     """Returns the loss terms over the iterations and the losses of the pairs."""
     figures = []
-    traced = {name: np.asarray(values) for name, values in scene.trace.items() if name != "lr"}
+    traced = {
+        name: np.asarray(values) for name, values in scene.trace.items() if name not in _NO_LOSS
+    }
     traced = {name: values for name, values in traced.items() if np.any(values)}
     shown = list(traced.items())[: plots.NUM_COLOURS]
     lines = [
@@ -101,7 +74,7 @@ def losses(scene: Scene, pairs: list[list[int]] | None) -> str:
         figures.append(_pair_figure(pair_losses, pairs, len(scene.names)))
     if not figures:
         return ""
-    return _section("losses", "Alignment", f'<div class="columns">{"".join(figures)}</div>')
+    return page.section("losses", "Alignment", f'<div class="columns">{"".join(figures)}</div>')
 
 
 def stages(records: list[dict[str, Any]]) -> str:
@@ -124,7 +97,7 @@ def stages(records: list[dict[str, Any]]) -> str:
         ]
         rows.append(f"<tr>{''.join(cells)}</tr>")
     head = '<th scope="col" class="number">Device memory</th>' if device else ""
-    return _section("stages", "Time and memory", (
+    return page.section("stages", "Time and memory", (
         '<div class="scroll"><table class="data"><thead><tr><th scope="col">Stage</th>'
         '<th scope="col" class="number">Time</th><th scope="col" class="share">Share</th>'
         f'<th scope="col" class="number">Peak memory</th>{head}</tr></thead>'
@@ -134,17 +107,37 @@ def stages(records: list[dict[str, Any]]) -> str:
     ))  # fmt: skip
 
 
-def settings(summary: dict[str, Any]) -> str:
-    """Returns the settings, weights and whatever else identifies the run, folded."""
-    skipped = {"scene", "stages", "errors", "pairs", "limits", "format", "losses"}
+def reproduce(summary: dict[str, Any]) -> str:
+    """Returns the command that makes the result again, the software it ran with, all settings."""
+    command = summary.get("command")
+    parts = []
+    if command:
+        parts.append(
+            f'<p>This command made the result. <button type="button" class="small" '
+            'data-copy="command">Copy</button></p><pre class="command" tabindex="0" '
+            f'aria-label="Command" id="command">{html.escape(str(command))}</pre>'
+        )
+    else:
+        parts.append("<p>Made from Python or by an earlier version: no command is recorded.</p>")
+    software = summary.get("software") or {}
+    if software:
+        listed = ", ".join(
+            f"{html.escape(name)} {html.escape(str(value))}"
+            for name, value in software.items()
+            if value
+        )
+        parts.append(f"<p>Ran with {listed}.</p>")
+    skipped = {"scene", "stages", "errors", "pairs", "limits", "format", "losses", "command",
+               "software"}  # fmt: skip
     facts = {key: value for key, value in summary.items() if key not in skipped}
-    if not facts:
-        return ""
-    text = html.escape(json.dumps(facts, indent=2, ensure_ascii=False))
-    return _section("settings", "Settings", (
-        f"<details><summary>Everything that identifies this run</summary>"
-        f'<div class="scroll"><pre>{text}</pre></div></details>'
-    ))  # fmt: skip
+    if facts:
+        text = html.escape(json.dumps(facts, indent=2, ensure_ascii=False))
+        parts.append(
+            "<details><summary>Settings, weights and all else that identifies the run</summary>"
+            f'<div class="scroll" tabindex="0" role="region" aria-label="Settings"><pre>{text}'
+            "</pre></div></details>"
+        )
+    return page.section("reproduce", "Make it again", "".join(parts))
 
 
 def duration(seconds: float) -> str:
@@ -153,32 +146,6 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _section(name: str, title: str, content: str) -> str:
-    return (f'<section aria-labelledby="{name}-title"><h2 id="{name}-title">{title}</h2>'
-            f"{content}</section>")  # fmt: skip
-
-
-def _aligned(source: Array, target: Array) -> np.ndarray:
-    """Returns the source poses carried onto the target's by a similarity."""
-    parts = registration.align_poses(source.astype(np.float32), target.astype(np.float32))
-    scale, rotation, translation = (np.asarray(part, np.float64) for part in parts)
-    result = source.copy()
-    result[:, :3, :3] = rotation @ source[:, :3, :3]
-    result[:, :3, 3] = scale * source[:, :3, 3] @ rotation.T + translation
-    # Cameras that stand still have no scale to fit.
-    return result if np.isfinite(result).all() else source
-
-
-def _path(name: str, poses: np.ndarray, style: str, axes: tuple[int, int]) -> plots.Line:
-    sign = np.array([-1.0 if axis == 1 else 1.0 for axis in axes])  # y points down
-    centres = poses[:, :3, 3][:, axes] * sign
-    extent = float(np.linalg.norm(np.ptp(poses[:, :3, 3], axis=0)))
-    step = -(-len(poses) // MAX_DIRECTION_STROKES)
-    forward = poses[::step, :3, 2][:, axes] * sign * max(0.08 * extent, 1e-6)
-    ticks = np.concatenate([centres[::step], centres[::step] + forward], axis=1)
-    return plots.Line(name, centres[:, 0], centres[:, 1], style, ticks=ticks, ends=True)
 
 
 def _pair_figure(values: np.ndarray, pairs: list[list[int]] | None, num_frames: int) -> str:
@@ -202,4 +169,4 @@ def _memory(megabytes: float | None) -> str:
 def _ratio(value: float, baseline: float) -> str:
     if baseline == 0:
         return ""
-    return f"{value / baseline:.2f} ×"
+    return f"{value / baseline:.2g} ×"

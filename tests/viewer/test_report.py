@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from align3r_jax.errors import UserError
+from align3r_jax.findings import warnings
 from align3r_jax.io import scene_folder
-from align3r_jax.viewer import report, run_sections
+from align3r_jax.viewer import camera_sections, report, run_sections
 from tests.viewer import bumpy_scene
 
 VOID = {"meta", "img", "input", "br", "link", "path", "circle", "rect", "image"}
@@ -73,20 +74,30 @@ def test_nothing_is_fetched(page):
 def test_every_picture_and_chart_has_words_for_those_who_do_not_see_it(page):
     checked = _Checker(page)
     pictures = checked.attributes("img")
-    assert len(pictures) == 6  # input, depth, prior, mask, flow, confidence
+    # Strips of input, depth, mask, confidence and flow, map of confidence, 3 doubtful frames; the
+    # prior is a plane here, of which there is nothing to see.
+    assert len(pictures) == 9
     assert all(len(picture["alt"]) > 15 for picture in pictures)
     charts = [a for a in checked.attributes("svg") if a.get("role") == "img"]
-    assert len(charts) == 4  # path from above, from the side, losses, pairs
+    assert len(charts) == 5  # confidence, path from above, from the side, losses, pairs
     assert all(chart["aria-label"] for chart in charts)
     assert checked.attributes("html")[0]["lang"] == "en"
-    assert checked.attributes("canvas")[0]["aria-label"].startswith("Turning point cloud of")
+    canvases = checked.attributes("canvas")
+    assert [c.get("data-panel") for c in canvases[:-1]] == [
+        "input", "depth", "mask", "confidence", "flow",
+    ]  # fmt: skip
+    assert canvases[-1]["aria-label"].startswith("Turning point cloud of")
+    for kind in ("input", "select", "button"):
+        assert checked.attributes(kind), kind
+    assert page.count("<label") >= len(checked.attributes("input") + checked.attributes("select"))
 
 
 def test_the_header_names_predictor_prior_and_limits(page):
     text = " ".join(_Checker(page).words)
-    assert "optical flow and geometry, with the depth prior “plane”" in text
+    assert "optical flow and geometry, without a depth prior" in text
     assert "Without learnt weights, depth far from any parallax follows a plane." in text
     assert "bumpy_wall.mp4" in text and "clips/" not in text.split("Settings")[0]
+    assert "with the depth prior “depth_pro”" in report.lead_sentence({"prior": "depth_pro"})
 
 
 def test_lead_sentence_names_the_network_and_its_weights():
@@ -100,7 +111,7 @@ def test_errors_are_set_against_their_baselines(page):
     rows = re.findall(r"<tr><th scope=\"row\">(.*?)</tr>", page)
     ate = next(row for row in rows if row.startswith("ATE"))
     assert "0.013 m" in ate and "0.21 m (standing camera)" in ate
-    assert '<span class="good">0.06 ×</span>' in ate
+    assert '<span class="good">0.062 ×</span>' in ate
     assert any("delta &lt; 1.25" in row and "0.97" in row for row in rows)
     worse = run_sections.errors({"IoU": {"value": 0.2, "baseline": 0.4, "better": "higher"}})
     assert 'class="bad"' in worse
@@ -121,7 +132,7 @@ def test_truth_in_another_world_and_scale_falls_onto_the_same_path(scene):
     truth = np.array(scene.world_from_cam, np.float64)
     truth[:, :3, :3] = rotation @ truth[:, :3, :3]
     truth[:, :3, 3] = 3.7 * truth[:, :3, 3] @ rotation.T + [5, 6, 7]
-    section = run_sections.trajectory(scene, truth)
+    section = camera_sections.trajectory(scene, truth)
     predicted = re.findall(r'class="line s1" d="([^"]+)"', section)
     true = re.findall(r'class="line s2 dashed" d="([^"]+)"', section)
     assert len(predicted) == 3 and len(true) == 3  # two charts and the legend
@@ -157,7 +168,63 @@ def test_damaged_numbers_and_empty_clouds_are_shown_not_raised(scene):
 def test_any_number_of_frames(frames):
     scene = bumpy_scene.make(frames, 32, 40)
     checked = _Checker(report.render(scene, bumpy_scene.summary(scene)))
-    assert f"of {frames} cameras" in checked.attributes("canvas")[0]["aria-label"]
+    assert f"of {frames} cameras" in checked.attributes("canvas")[-1]["aria-label"]
+
+
+def test_the_command_can_be_copied_and_the_software_is_named(scene):
+    summary = bumpy_scene.summary(scene) | {
+        "command": "python -m experiments.reconstruct --video='my <clip>.mp4'",
+        "software": {"jax": "0.10.2", "revision": None},
+    }
+    page = report.render(scene, summary)
+    text = " ".join(_Checker(page).words)
+    assert "experiments.reconstruct --video='my <clip>.mp4'" in text and "jax 0.10.2" in text
+    assert "revision" not in text and 'data-copy="command"' in page and 'id="command"' in page
+    assert "no command is recorded" in run_sections.reproduce({})
+
+
+def test_warnings_stand_first_once_each_with_a_button_to_their_frame(scene):
+    confidence = scene.confidence.copy()
+    confidence[2] = 1.0
+    doubtful = dataclasses.replace(scene, confidence=confidence)
+    (found,) = warnings.find(doubtful)
+    for limits in ([], ["A limit of the run.", found.sentence]):
+        page = report.render(doubtful, {"limits": limits})
+        notes = page.split('id="notes-title"')[1].split("</section>")[0]
+        assert notes.count(found.title) == 1 and 'data-jump="2"' in notes
+        assert notes.index(found.title) < notes.find("A limit") or not limits
+    assert "frames 2" not in notes and "frame 2" in notes
+    assert 'class="notes"' not in report.render(scene, {})  # a good result, nothing said
+
+
+def test_a_prior_that_disagrees_is_drawn_and_warned_of(scene):
+    prior = scene.depth.copy()
+    prior[1, :, 20:] *= 4
+    page = report.render(scene, {"prior": "depth_pro"}, prior_depth=prior)
+    assert 'data-panel="prior"' in page and "Depth prior and alignment disagree" in page
+    section = page.split('id="prior-title"')[1].split("</section>")[0]
+    assert "More than 25 % in frame 1" in section and "<svg" in section
+
+
+def test_intrinsics_in_original_pixels_and_degrees_with_their_spread(scene):
+    intrinsics = scene.intrinsics.copy()
+    intrinsics[:, 0, 0] = [30, 36, 36, 42]
+    varied = dataclasses.replace(scene, intrinsics=intrinsics)
+    settings = {"alignment": {"shared_focal": False}}
+    section = camera_sections.intrinsics(varied, {"settings": settings})
+    row = next(r for r in re.findall("<tr>(.*?)</tr>", section) if "Focal length along x" in r)
+    assert re.findall(r"[\d.]+ px", row) == ["90.0 px", "10.6 px", "75.0 px", "105.0 px"]
+    angle = np.degrees(2 * np.arctan(40 / 2 / 36))
+    assert f"{angle:.2f} °" in section
+    assert "a focal length of its own" in section and "Focal length over time" in section
+    shared = camera_sections.intrinsics(
+        scene, {"settings": {"alignment": {"shared_focal": True}}, "frames": 4}
+    )
+    assert "shared by all frames" in shared and "<svg" not in shared
+    known = {"cameras": {"intrinsics": 4, "mode": "fixed"}, "frames": 4, "settings": settings}
+    assert camera_sections.what_was_known(known) == (
+        "Intrinsics of 4 of 4 frames were given and held as they are."
+    )
 
 
 def test_names_cannot_inject_markup(scene):
@@ -178,7 +245,7 @@ def test_written_into_the_result_before_it_appears(scene, tmp_path):
     )  # fmt: skip
     page = (path / "report.html").read_text(encoding="utf-8")
     checked = _Checker(page)
-    assert len(checked.attributes("img")) == 5 and "truth" in " ".join(checked.words)
+    assert len(checked.attributes("img")) == 8 and "truth" in " ".join(checked.words)
     assert not list(path.glob("*.tmp"))
     assert report.write_report(path).read_text(encoding="utf-8") == page  # again, from the folder
 
