@@ -184,7 +184,7 @@ def load_prior_depth(folder: str | Path) -> np.ndarray | None:
 def load_flow_images(folder: str | Path) -> dict[int, np.ndarray]:
     """Returns frame -> (H, W, 3) uint8: the drawn flow to the next frame, where there is one."""
     files = sorted((Path(folder) / FLOW).glob("frame_*.png"))
-    return {int(path.stem.removeprefix("frame_")): _read_image(path, rgb=True) for path in files}
+    return {int(path.stem.removeprefix("frame_")): read_image(path, rgb=True) for path in files}
 
 
 def load_true_poses(folder: str | Path) -> np.ndarray | None:
@@ -279,11 +279,12 @@ def _stack(folder: Path, name: str, count: int, suffix: str) -> np.ndarray:
     frames = []
     for t in range(count):
         path = folder / frame_file(name, t, suffix)
-        frames.append(np.load(path) if suffix == ".npy" else _read_image(path, rgb=name == RGB))
+        frames.append(np.load(path) if suffix == ".npy" else read_image(path, rgb=name == RGB))
     return np.stack(frames)
 
 
-def _read_image(path: Path, rgb: bool) -> np.ndarray:
+def read_image(path: Path, rgb: bool) -> np.ndarray:
+    """Returns a picture of a result, (H, W, 3) uint8 RGB or (H, W); ValueError if it is none."""
     flag = cv2.IMREAD_COLOR_RGB if rgb else cv2.IMREAD_GRAYSCALE
     image = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), flag)
     if image is None:
