@@ -181,6 +181,7 @@ class AlignmentConfig:
     motion_threshold: float = 0.35
     motion_min_error_px: float = 1.0  # parity: 0
     motion_mask_updates: int = 1  # recomputed from the current scene; parity: 0
+    outline_masks: bool = True  # the scene's masks end at edges of the images; parity: False
     stale_focal: bool = False  # parity: True
     residual_over_scale: bool = False  # divide residuals by the pair scale (known poses)
     join_rescale: bool = True  # hierarchical: carry the scale across clips; parity: False

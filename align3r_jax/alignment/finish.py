@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from align3r_jax.alignment import mask_outline
 from align3r_jax.alignment import variables as variables_lib
 from align3r_jax.alignment.align import AlignResult
 from align3r_jax.alignment.user_world import World
@@ -26,12 +27,15 @@ def to_scene(
     world: World | None = None,
     scale: float = 1.0,
     metric: bool = False,
+    given_mask: np.ndarray | None = None,
 ) -> Scene:
     """Returns depth, cameras, masks, confidence and colours as one `Scene` of NumPy arrays.
 
     world: the way from the result to the world of known poses; None: the world is the camera of
     the first frame, unless the poses were given. scale: multiplies the result before. With
     `config.clean` points that others see through have confidence 0. metric: depth is in metres.
+    given_mask: (T, H, W) float32 masks of the user, NaN where there are none; with
+    `config.outline_masks` the others are drawn to the edges of their images.
     """
     height, width = result.variables.log_depth.shape[-2:]
     geometry = variables_lib.decode_whole(result.variables, config, (height, width))
@@ -48,6 +52,9 @@ def to_scene(
             config.clean_tolerance,
             config.clean_views,
         )
+    mask = np.asarray(result.dynamic_mask, bool)
+    if config.outline_masks:
+        mask = mask_outline.to_image_edges(mask, np.asarray(frames.images), given_mask)
     poses = np.array(poses, np.float64)
     poses[:, :3, 3] *= scale
     factor = scale
@@ -58,7 +65,7 @@ def to_scene(
         world_from_cam=poses.astype(np.float32),
         intrinsics=np.asarray(geometry.intrinsics),
         confidence=np.asarray(confidence, np.float32),
-        dynamic_mask=np.asarray(result.dynamic_mask, bool),
+        dynamic_mask=mask,
         colours=np.asarray(frames.images),
         times=np.asarray(frames.times),
         pair_losses=np.asarray(result.pair_losses),
