@@ -80,6 +80,7 @@ def reconstruct(
         config,
         network=None if model is None else model.config,
         max_memory=plan_lib.parse_memory(config.max_memory) if config.max_memory else None,
+        allowance=run.allowance,
     )
     run.tell(plan.describe())
     config = plan.applied(config)

@@ -167,17 +167,20 @@ def make_plan(
     *,
     network: NetworkConfig | None = None,
     max_memory: int | None = None,
+    allowance: int | None = None,
     resident: int | None = None,
 ) -> Plan:
     """Returns the most generous plan that fits.
 
     network: of the pairwise network, None for the flow predictor. max_memory: bytes for the whole
     process; None: what it holds now and half of what is free, or, if nothing fits into that, the
-    smallest plan there is. resident: what it holds now, the frames included (measured if None).
+    smallest plan there is. allowance: bytes beside what it holds, for one of several runs that
+    share a process. resident: what it holds now, the frames included (measured if None).
     Raises UserError, with the smallest limit that would do, if nothing fits into a given one.
     """
     resident = resident_memory() if resident is None else resident
     limit = resident + int(_SHARE * free_memory()) if max_memory is None else max_memory
+    limit = limit if allowance is None else resident + allowance
     smallest: Plan | None = None
     for choice in _choices(num_frames, config):
         stages = predict(choice, num_frames, height, width, config, network, resident)
@@ -195,6 +198,17 @@ def make_plan(
         "frames (--stride, --max_frames) or smaller ones (--size)"
         + ("." if config.pairs.mode != "flat" else ", or use --mode=hierarchical.")
     )
+
+
+def allowance_of(max_memory: int | None, runs: int) -> int | None:
+    """Returns the bytes for each of several runs that share this process; None for a single one.
+
+    max_memory: of the whole process; None: half of what is free.
+    """
+    if runs == 1:
+        return None
+    free = int(_SHARE * free_memory()) if max_memory is None else max_memory - resident_memory()
+    return max(free, 0) // runs
 
 
 def is_hierarchical(config: ReconstructConfig, num_frames: int) -> bool:

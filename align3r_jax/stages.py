@@ -37,15 +37,21 @@ class Run:
         fingerprint: str = "",
         resume: bool = False,
         show_progress: bool = False,
+        stop: Callable[[], bool] = lambda: False,
+        allowance: int | None = None,
     ):
         """folder: where finished stages are kept (None: nowhere). resume: take them from there.
 
         A kept stage is used only if its fingerprint equals `fingerprint`.
+        stop: asked between stages and iterations; True interrupts the run as Ctrl-C does.
+        allowance: bytes that it may take beside what the process holds; None: see `plan`.
         """
         self._folder = folder
         self._fingerprint = fingerprint
         self._resume = resume
         self._show_progress = show_progress
+        self._stop = stop
+        self.allowance = allowance
         self.records: list[dict[str, Any]] = []
         self.limits: list[str] = []
         self.facts: dict[str, Any] = {}
@@ -61,6 +67,7 @@ class Run:
 
     def stage(self, name: str, compute: Callable[[], T], keep: bool = True) -> T:
         """Returns `compute()`, or what an interrupted run kept of this stage."""
+        self._check()
         path = None
         if self._folder is not None and keep:
             path = self._folder / f"{re.sub(r'[^a-z0-9]+', '_', name.lower())}.npz"
@@ -91,6 +98,7 @@ class Run:
         bar: list[tqdm] = []
 
         def update(iteration: int, total: int, loss: float) -> None:
+            self._check()
             if not self._show_progress:
                 return
             if not bar or bar[0].total != total or iteration < bar[0].n:
@@ -107,6 +115,10 @@ class Run:
         if not self._show_progress:
             logging.info("%s", sentence)
         self._say(sentence)
+
+    def _check(self) -> None:
+        if self._stop():
+            raise KeyboardInterrupt
 
     def _say(self, sentence: str) -> None:
         if self._show_progress:

@@ -97,7 +97,7 @@ def _with_nearest(message: str) -> str:
     """What absl says of a flag; it offers near names of flags, but no near values."""
     wrong = re.fullmatch(r"flag --(\w+)=(.*): value should be one of <(.*)>", message, re.DOTALL)
     if wrong is None:
-        return message
+        return re.sub(r"^flags (\w+=\S*,? ?)+: ", "", message)  # of validators that read several
     name, value, known = wrong.groups()
     return settings_text.unknown(f"value '{value}' of --{name}", value, known.split("|"))
 

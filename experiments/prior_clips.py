@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import glob
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from align3r_jax.priors import cache
 from align3r_jax.priors.mono_depth import DepthMaps, DepthModel
 from align3r_jax.priors.optical_flow import FlowSource
 from align3r_jax.structs import Frames, WorkingSize
+from experiments import clip_sources
 
 FRAMES_AT_ONCE = 16  # frames in memory, for each device
 _FORMAT = "priors 1"  # a change of what is computed changes this
@@ -106,31 +106,9 @@ class Job(abc.ABC):
 
 
 def find_clips(patterns: list[str], output: Path, selection: dict[str, Any]) -> list[Clip]:
-    """Returns the clips that paths and globs name, each once, in natural order.
-
-    Files that are pictures are left out: a clip of pictures is a folder. Raises UserError if a
-    pattern matches nothing.
-    """
-    found: dict[Path, Path] = {}
-    for pattern in patterns:
-        matches = [Path(match) for match in glob.glob(str(Path(pattern).expanduser()))]
-        if Path(pattern).expanduser().exists():
-            matches = [Path(pattern).expanduser()]
-        clips = [
-            path for path in matches
-            if path.is_dir() or path.suffix.lower() not in images.SUFFIXES
-        ]  # fmt: skip
-        if not clips:
-            raise UserError(
-                f"--input={pattern} matches no video and no folder of images; a clip of images is "
-                "the folder that holds them."
-            )
-        found |= {path.resolve(): path for path in clips}
-    paths = sorted(found.values(), key=lambda path: images.natural_key(str(path)))
-    names = [path.stem if path.is_file() else path.name for path in paths]
-    if len(set(names)) < len(names):
-        names = images.frame_names([path.resolve() for path in paths])
-    return [Clip(path, name, output, selection) for path, name in zip(paths, names)]
+    """Returns the clips that paths and globs name; see `clip_sources.find`."""
+    found = clip_sources.find(patterns, "input")
+    return [Clip(path, name, output, selection) for path, name in found]
 
 
 def process(clip: Clip, job: Job) -> Done:

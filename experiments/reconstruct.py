@@ -5,6 +5,11 @@
 Works without weights (optical flow and geometry), better with a depth prior (--prior=files:DIR)
 and with official weights (--weights=DIR, see docs/weights.md). docs/outputs.md lists what it
 writes. Interrupted runs continue with --resume.
+
+    python -m experiments.reconstruct --videos='clips/*' --output=outputs/clips
+
+works on many clips, each on a device of its own; the same command in several processes shares them
+(docs/pods.md). Clips that fail are named in the end, the others are done; the exit code is 1 then.
 """
 
 from __future__ import annotations
@@ -14,14 +19,21 @@ from pathlib import Path
 
 from absl import flags
 
+from align3r_jax.errors import UserError
 from align3r_jax.io import scene_folder
-from experiments import cli, reconstruct_flags, reconstruct_video
+from experiments import cli, process_flags, reconstruct_flags, reconstruct_video
 
+FAILED = 1  # exit code when clips failed
+flags.adopt_module_key_flags(process_flags)
 flags.adopt_module_key_flags(reconstruct_flags)  # --help lists them
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> int:
     del argv
+    if reconstruct_flags.VIDEOS.value is not None:
+        return _many(reconstruct_flags.VIDEOS.value.split(","))
+    if process_flags.NUM_PROCESSES.value is not None:
+        raise UserError("One video is the work of one process; several share clips of --videos.")
     source, output = reconstruct_flags.VIDEO.value, Path(reconstruct_flags.OUTPUT.value)
     scene_folder.check_output(output, overwrite=reconstruct_flags.OVERWRITE.value)
     settings = reconstruct_flags.settings_from_flags()
@@ -29,6 +41,19 @@ def main(argv: Sequence[str]) -> None:
     models = reconstruct_video.open_models(settings, focal)
     summary = reconstruct_video.reconstruct_video(source, output, settings, models)
     print(_closing(output, summary))
+    return 0
+
+
+def _many(patterns: list[str]) -> int:
+    process_flags.start()
+    from experiments import clips_report, reconstruct_many
+
+    output = Path(reconstruct_flags.OUTPUT.value)
+    settings = reconstruct_flags.settings_from_flags()
+    devices = reconstruct_flags.DEVICES.value
+    outcomes = reconstruct_many.reconstruct_many(patterns, output, settings, devices)
+    print(f"\n{clips_report.table(outcomes)}\nWritten to {output}: index.html, clips.json")
+    return FAILED if any(found["status"] == "failed" for found in outcomes.values()) else 0
 
 
 def _closing(output: Path, summary: dict) -> str:

@@ -9,10 +9,27 @@ from align3r_jax.errors import UserError
 from experiments import reconstruct_video, user_files
 
 VIDEO = flags.DEFINE_string(
-    "video", None, "Video file, folder of images, or glob ('frames/*.png').", required=True
+    "video",
+    None,
+    "Video file, folder of images, or glob ('frames/*.png'). Needed unless --videos is given.",
 )
+VIDEOS = flags.DEFINE_string(
+    "videos", None, "Many clips instead: glob of video files and folders of images ('clips/*'), or "
+    "several with commas. Each gets a folder in --output; the same command in other processes, on "
+    "any machine that sees the folder, shares the work, and continues it (docs/pods.md).",
+)  # fmt: skip
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write, made new.", required=True)
-OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing output.")
+OVERWRITE = flags.DEFINE_bool(
+    "overwrite", False, "Replace an existing output; of --videos those of other settings."
+)
+DEVICES = flags.DEFINE_string(
+    "devices", "all", "With --videos: how many devices of this process take clips; or all."
+)
+flags.register_multi_flags_validator(
+    ["video", "videos"],
+    lambda given: (given["video"] is None) != (given["videos"] is None),
+    "--video=... must be given or, for many clips, --videos=..., not both.",
+)
 RESUME = flags.DEFINE_bool("resume", False, "Continue an interrupted run of the same settings.")
 START = flags.DEFINE_integer("start", 0, "First frame, counted from 0.", lower_bound=0)
 END = flags.DEFINE_integer("end", None, "Frame to stop before; default: the end.", lower_bound=1)

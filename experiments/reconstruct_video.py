@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +90,31 @@ def open_models(settings: Settings, focal: float | None = None) -> Models:
     return Models(align3r_jax.load(settings.weights) if settings.weights else None, prior, flow)
 
 
+def models_for(models: Models, settings: Settings, focal: float | None) -> Models:
+    """Returns the networks for one of many videos, whose pictures tell a focal or do not."""
+    from align3r_jax.priors import sources
+
+    if models.prior is None:
+        return models
+    told = {} if focal is None else {"focal": focal}
+    return dataclasses.replace(models, prior=sources.open_prior(settings.config, **told))
+
+
 def reconstruct_video(
-    source: str, output: Path, settings: Settings, models: Models
+    source: str,
+    output: Path,
+    settings: Settings,
+    models: Models,
+    *,
+    facts: Mapping[str, Any] | None = None,
+    show_progress: bool = True,
+    stop: Callable[[], bool] = lambda: False,
+    allowance: int | None = None,
 ) -> dict[str, Any]:
     """Writes the result folder of one video; returns its summary.
 
-    source: file, folder of pictures or glob. Raises UserError.
+    source: file, folder of pictures or glob. facts: more for the summary. stop, allowance: see
+    `stages.Run`. Raises UserError.
     """
     # Heavy modules after the settings are known to be good: a typo should fail at once.
     from align3r_jax import pipeline
@@ -117,7 +136,9 @@ def reconstruct_video(
         partial,
         fingerprint(frames, config, [models.model, models.prior, models.flow, user]),
         resume=settings.resume,
-        show_progress=True,
+        show_progress=show_progress,
+        stop=stop,
+        allowance=allowance,
     )
     for sentence in user.notes:
         run.limit(sentence)
@@ -153,6 +174,7 @@ def reconstruct_video(
         },
         "settings": config_lib.to_dict(config),
         **provenance.of_this_process(),
+        **(facts or {}),
     }
     if truth is not None:
         summary["errors"] = truth_lib.errors(scene, truth)
@@ -178,16 +200,18 @@ def read_frames(
     from align3r_jax.io import video
     from align3r_jax.priors import sources
 
-    reading = dataclasses.asdict(settings.reading)
-    reading["size"] = reading["size"] or (
-        models.model.config.img_size if models.model else FLOW_SIZE
-    )
     prior_name, _ = sources.prior_source(
         settings.config, models.model, models.prior, lambda sentence: None
     )
     # Only networks look at the original pictures; those of a long video fill the memory.
     keep = not re.fullmatch(r"plane|none|files:.*", prior_name, re.DOTALL)
-    return video.read_frames(source, **reading, keep_originals=keep)
+    return video.read_frames(source, **reading(settings, models), keep_originals=keep)
+
+
+def reading(settings: Settings, models: Models) -> dict[str, Any]:
+    """Returns which frames are read and how, the arguments of `io.video.read_frames`."""
+    size = models.model.config.img_size if models.model else FLOW_SIZE
+    return dataclasses.asdict(settings.reading) | {"size": settings.reading.size or size}
 
 
 def fingerprint(

@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -123,6 +124,38 @@ def each_frame(
     """
     source, thinning = _open_source(path, fps)
     return Selection(stride=stride, fps=thinning, max_frames=max_frames).check().pick(source)
+
+
+class Length(NamedTuple):
+    """frames: about how many. size: (height, width). rate: frames a second, 0 of pictures."""
+
+    frames: int
+    size: tuple[int, int]
+    rate: float
+
+
+def measure(path: str | Path) -> Length:
+    """Returns what the head of a video, or a list of pictures, says of its length; quick.
+
+    Raises UserError for sources that are missing or unreadable.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        listed = images.list_images(path)
+        height, width = images.load_image(listed[0]).shape[:2]
+        return Length(len(listed), (height, width), 0.0)
+    try:
+        with av.open(str(file)) as container:
+            if not container.streams.video:
+                raise UserError(f"'{path}' has no video stream.")
+            stream = container.streams.video[0]
+            rate = float(stream.average_rate or stream.guessed_rate or IMAGE_FPS)
+            seconds = (container.duration or 0) / av.time_base
+            return Length(
+                stream.frames or round(seconds * rate), (stream.height, stream.width), rate
+            )
+    except av.FFmpegError as error:
+        raise UserError(f"'{path}' cannot be read as a video ({error.strerror}).") from error
 
 
 def check_content(frames: Frames) -> tuple[str, ...]:

@@ -70,7 +70,7 @@ class WorkQueue:
         self._lock = threading.Lock()
         self._clock = self.folder / f".clock.{secrets.token_hex(6)}"
         self._started = self._now()
-        self._closed = threading.Event()
+        self._stopped, self._closed = threading.Event(), threading.Event()
         self._beats: threading.Thread | None = None
 
     def __enter__(self) -> WorkQueue:
@@ -81,10 +81,15 @@ class WorkQueue:
 
     def close(self) -> None:
         """Releases what is held."""
+        self.stop()
         self._closed.set()
         for lease in list(self._held.values()):
             lease.release()
         self._clock.unlink(missing_ok=True)
+
+    def stop(self) -> None:
+        """Makes `take` return None, at once where it waits; what is held stays held."""
+        self._stopped.set()
 
     def take(
         self, names: Sequence[str], finished: Callable[[str], bool], poll: float = 1.0
@@ -92,9 +97,9 @@ class WorkQueue:
         """Returns a lease of the first item that nobody holds; None once all are finished.
 
         While others hold all that is left, it waits and looks every `poll` seconds: their
-        processes may die. None also after `close`.
+        processes may die. None also after `stop`.
         """
-        while not self._closed.is_set():
+        while not self._stopped.is_set():
             left = [name for name in names if not finished(name)]
             if not left:
                 return None
@@ -104,7 +109,7 @@ class WorkQueue:
                 if not finished(name):  # it was when we looked, perhaps not when we claimed
                     return lease
                 lease.release()
-            self._closed.wait(poll)
+            self._stopped.wait(poll)
         return None
 
     def claim(self, name: str) -> Lease | None:

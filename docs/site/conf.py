@@ -32,8 +32,8 @@ autodoc_default_options = {"members": True, "undoc-members": False}
 
 _PAGES = {
     "Start": ["docs/python", "docs/notebooks/sample_clip", "docs/conventions", "docs/outputs"],
-    "Reconstruct": ["docs/weights", "docs/alignment", "docs/long_videos", "docs/troubleshooting",
-                    "docs/coming_from_pytorch"],
+    "Reconstruct": ["docs/weights", "docs/alignment", "docs/long_videos", "docs/pods",
+                    "docs/troubleshooting", "docs/coming_from_pytorch"],
     "Train and measure": ["docs/training", "docs/training_data", "docs/scaling",
                           "docs/evaluation"],
     "Code": ["docs/api/modules", "WORKSPACE", "data/README", "experiments/README"],
