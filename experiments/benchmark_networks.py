@@ -29,9 +29,10 @@ from align3r_jax.networks import depth_anything, depth_pro
 from align3r_jax.networks.raft import build
 from align3r_jax.networks.raft.config import FLOW_PRESETS
 from align3r_jax.weights import kinds
-from experiments import benchmark, cli
+from experiments import benchmark_measure, cli
 
-flags.adopt_module_key_flags(benchmark)  # --help lists --quick and --output too
+OUTPUT = flags.DEFINE_string("output", None, "Also write the rows as JSON here.")
+QUICK = flags.DEFINE_bool("quick", False, "Small sizes only (seconds instead of minutes).")
 HEAVY = flags.DEFINE_bool("heavy", False, "Also the networks that take minutes on a CPU.")
 
 # Operations of one directed pair of 288 x 512 frames: (encoders and what else runs once,
@@ -58,11 +59,21 @@ class Case:
 
 
 @dataclasses.dataclass
-class NetworkRow(benchmark.Row):
-    """A measured network. error: of bfloat16, None if it was not run."""
+class Row:
+    """A measured network. share: of the matrix product's rate, share_per_cpu: by CPU-seconds.
+    bfloat16_error: None if that was not run."""
 
-    parameters: int = 0
-    resident_mb: float = 0.0
+    network: str
+    size: str
+    parameters: int
+    seconds: float
+    cpu_seconds: float
+    compile_seconds: float
+    gflop: float
+    share: float
+    share_per_cpu: float
+    peak_mb: float
+    resident_mb: float
     bfloat16_seconds: float | None = None
     bfloat16_error: float | None = None
 
@@ -121,7 +132,7 @@ def _flow(name: str, dtype: Any, iterations: int) -> Callable[..., jax.Array]:
     return run
 
 
-def measure(case: Case, quick: bool) -> NetworkRow:
+def measure(case: Case, quick: bool) -> Row:
     """Runs a case in float32 and, where it is worth it, in bfloat16."""
     network = kinds.of_config(case.config).network_module
     params = jax.jit(lambda key: network.init_params(case.config, key))(jax.random.key(0))
@@ -131,46 +142,50 @@ def measure(case: Case, quick: bool) -> NetworkRow:
     slow = case.heavy and jax.default_backend() == "cpu"
 
     # Around the run: on a shared machine both change from minute to minute.
-    before, _ = benchmark.ceilings(quick)
+    before = benchmark_measure.ceilings(quick)
     stages.reset_peak_memory()
-    result, expected = benchmark.measure_with_result(
+    found = benchmark_measure.measure(
         case.apply(jnp.float32), params, *inputs, repeats=1 if slow else 3
     )
     resident = stages.peak_memory_bytes() / 2**20
-    ceiling = max(before, benchmark.ceilings(quick)[0])
-    flops = result["flops"] if case.flops is None else case.flops
-    row = NetworkRow(
-        f"{case.network} {case.label}".strip(),
-        f"{case.size[0]}x{case.size[1]}",
-        result["seconds"],
-        result["compile_seconds"],
-        flops / 1e9,
-        result["peak_mb"],
-        flops / result["seconds"] / ceiling,
-        "FLOP",
+    ceilings = before.merged(benchmark_measure.ceilings(quick))
+    flops = found.cost.flops if case.flops is None else case.flops
+    row = Row(
+        network=f"{case.network} {case.label}".strip(),
+        size=f"{case.size[0]}x{case.size[1]}",
         parameters=network.parameter_count(case.config),
+        seconds=found.seconds,
+        cpu_seconds=found.cpu_seconds,
+        compile_seconds=found.cost.compile_seconds,
+        gflop=flops / 1e9,
+        share=flops / found.seconds / ceilings.flops,
+        share_per_cpu=flops / found.cpu_seconds / ceilings.flops_per_cpu,
+        peak_mb=found.cost.program_mb,
         resident_mb=resident,
     )
     if not slow:
-        rounded, found = benchmark.measure_with_result(
-            case.apply(jnp.bfloat16), params, *inputs, repeats=1
-        )
-        row.bfloat16_seconds = rounded["seconds"]
-        row.bfloat16_error = float(jnp.abs(found - expected).max() / jnp.ptp(expected))
+        rounded = benchmark_measure.measure(case.apply(jnp.bfloat16), params, *inputs, repeats=1)
+        row.bfloat16_seconds = rounded.seconds
+        difference = jnp.abs(rounded.result - found.result).max()
+        row.bfloat16_error = float(difference / jnp.ptp(found.result))
     return row
 
 
-def table(rows: Sequence[NetworkRow]) -> str:
+def table(rows: Sequence[Row]) -> str:
     """Returns the rows as a Markdown table."""
-    lines = ["| network | size | parameters | s | compile s | GFLOP | share of matrix product | "
-             "peak MB | resident MB | bf16 s | bf16 error |", "|---" * 11 + "|"]  # fmt: skip
+    lines = [
+        "| network | size | parameters | s | CPU s | compile s | GFLOP "
+        "| share of matrix product, wall / CPU | peak MB | resident MB | bf16 s | bf16 error |",
+        "|---" * 12 + "|",
+    ]
     for row in rows:
         rounded = ["–", "–"]
         if row.bfloat16_error is not None and row.bfloat16_seconds is not None:
             rounded = [f"{row.bfloat16_seconds:.3f}", f"{row.bfloat16_error:.1e}"]
         lines.append(
-            f"| {row.stage} | {row.size} | {row.parameters:,} | {row.seconds:.3f} | "
-            f"{row.compile_seconds:.1f} | {row.gflop:.0f} | {100 * row.share:.0f} % | "
+            f"| {row.network} | {row.size} | {row.parameters:,} | {row.seconds:.3f} | "
+            f"{row.cpu_seconds:.3f} | {row.compile_seconds:.1f} | {row.gflop:.0f} | "
+            f"{100 * row.share:.0f} / {100 * row.share_per_cpu:.0f} % | "
             f"{row.peak_mb:.0f} | {row.resident_mb:.0f} | {' | '.join(rounded)} |"
         )
     return "\n".join(lines)
@@ -179,7 +194,7 @@ def table(rows: Sequence[NetworkRow]) -> str:
 def main(argv: Sequence[str]) -> None:
     del argv
     jax.config.update("jax_enable_compilation_cache", False)  # compile times are measured
-    quick = benchmark.QUICK.value
+    quick = QUICK.value
     device = jax.devices()[0]
     hardware = f"{device.device_kind} ({platform.machine()}), jax {jax.__version__}"
     print(f"{hardware}\n")
@@ -188,9 +203,9 @@ def main(argv: Sequence[str]) -> None:
         rows.append(measure(case, quick))
         print(table(rows).splitlines()[-1], flush=True)
     print("\n" + table(rows))
-    if benchmark.OUTPUT.value:
+    if OUTPUT.value:
         content = {"hardware": hardware, "rows": [dataclasses.asdict(row) for row in rows]}
-        Path(benchmark.OUTPUT.value).write_text(json.dumps(content, indent=1))
+        Path(OUTPUT.value).write_text(json.dumps(content, indent=1))
 
 
 if __name__ == "__main__":
