@@ -123,6 +123,32 @@ class Page:
         self.send("Input.dispatchMouseEvent", type="mouseWheel", deltaX=0, deltaY=delta,
                   x=box["x"] + box["width"] / 2, y=box["y"] + box["height"] / 2)  # fmt: skip
 
+    def press(self, key: str) -> None:
+        """Presses and releases a key, named as in KeyboardEvent.key: "Tab", "ArrowLeft", " "."""
+        codes = {"Tab": 9, " ": 32, "PageUp": 33, "PageDown": 34, "End": 35, "Home": 36,
+                 "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}  # fmt: skip
+        named = {"key": key, "code": "Space" if key == " " else key,
+                 "windowsVirtualKeyCode": codes[key]}  # fmt: skip
+        text = {"text": key} if len(key) == 1 else {}
+        self.send("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown",
+                  **named, **text)  # fmt: skip
+        self.send("Input.dispatchKeyEvent", type="keyUp", **named)
+
+    def wait_until(self, condition: str, seconds: float = 30.0) -> None:
+        """Waits until a JavaScript expression is true."""
+        deadline = time.monotonic() + seconds
+        while not self.evaluate(f"Boolean({condition})"):
+            assert time.monotonic() < deadline, f"never true: {condition}"
+            time.sleep(0.02)
+
+    def set_value(self, selector: str, value: object) -> None:
+        """Sets a slider or a list as a person would, so that the page hears of it."""
+        self.evaluate(
+            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.value = "
+            f"{json.dumps(str(value))}; e.dispatchEvent(new Event('input', {{bubbles: true}})); "
+            "e.dispatchEvent(new Event('change', {bubbles: true})); })()"
+        )
+
     def _mouse(self, kind: str, x: float, y: float, buttons: int) -> None:
         self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left",
                   buttons=buttons, clickCount=1)  # fmt: skip

@@ -228,7 +228,6 @@ const cloud = (() => {
     const { matrix, pixels } = clipMatrix();
     drawPoints(matrix, pixels, ratio);
     if (look.cameras) drawCameras(matrix);
-    canvas.dataset.frame = look.index;
   }
 
   return { canvas, figure, meta, start, view, look, confidence, paint, setPicture, draw, FIELD_OF_VIEW };

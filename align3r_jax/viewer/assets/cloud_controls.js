@@ -24,8 +24,9 @@ if (cloud) (() => {
   }
 
   // ---- the frame that all panels show, drawn in the same go ---------------------------------
-  player.onFrame((index, picture) => {
+  player.onFrame((index, frame, picture) => {
     look.index = index;
+    canvas.dataset.frame = frame;
     cloud.setPicture(picture);
     if (state.visible) cloud.draw();
     else changed();

@@ -43,7 +43,7 @@ const player = (() => {
     control("frame-name").textContent = `${text} · ${film.times[index].toFixed(2)} s`;
     control("frame").value = index;
     control("frame").setAttribute("aria-valuetext", `frame ${frame} of ${film.last}`);
-    for (const listener of listeners) listener(index, canvases[0]);
+    for (const listener of listeners) listener(index, frame, canvases[0]);
   }
 
   async function show(index) {
@@ -111,8 +111,13 @@ const player = (() => {
     });
   }
   show(0);
-  return { count, toggle: () => play(!state.playing), shown: () => state.shown,
-           onFrame(listener) { listeners.push(listener); if (state.shown >= 0) listener(state.shown, canvases[0]); } };
+  return { count,
+           // Calls back with place, number and input picture of each frame, once the panels show it.
+           toggle: () => play(!state.playing), shown: () => state.shown,
+           onFrame(listener) {
+             listeners.push(listener);
+             if (state.shown >= 0) listener(state.shown, film.frames[state.shown], canvases[0]);
+           } };
 })();
 
 for (const button of document.querySelectorAll("[data-copy]")) {
