@@ -67,10 +67,6 @@ def run(
         video, num_frames, size, config, folder / "benchmark_result", network is None
     )
     height, width = flow.frames.images.shape[1:3]
-    if flow.frames.num_frames < num_frames:
-        raise UserError(
-            f"{video} has {flow.frames.num_frames} frames, --frames asks for {num_frames}."
-        )
     rows = list(flow.rows)
     budget = Budget(
         settings.pair_batch, math.inf if settings.full else Budget.seconds, settings.sample

@@ -18,6 +18,7 @@ import numpy as np
 from align3r_jax import pipeline, stages
 from align3r_jax.alignment import align as align_lib
 from align3r_jax.config import ReconstructConfig
+from align3r_jax.errors import UserError
 from align3r_jax.io import scene_folder, video
 from align3r_jax.predictors.flow import FlowPredictor
 from align3r_jax.predictors.protocol import Predictor
@@ -63,11 +64,16 @@ def run(
 
     The flow predictor runs itself; for networks, whose weights may be random, the truth with noise
     stands in (without a truth the flow predictor), so that the alignment has a scene to find; what
-    it takes is not counted. folder: for the result, removed again.
+    it takes is not counted. folder: for the result, removed again. Raises UserError if the video
+    is shorter.
     """
     with Sections() as sections:
         read = sections.measured("decode video", video.read_frames)
         frames, originals = read(path, max_frames=num_frames, size=size)
+        if frames.num_frames < num_frames:
+            raise UserError(
+                f"{path} has {frames.num_frames} frames, --frames asks for {num_frames}."
+            )
         truth = truth_lib.load(None, str(path), frames)
         inner: Predictor = FlowPredictor()
         if truth is not None and not is_flow_predictor:

@@ -311,6 +311,11 @@ def test_names_of_presets_and_priors():
         benchmark_prior.check("midas")
 
 
+def test_a_video_that_is_too_short_is_refused(tmp_path):
+    with pytest.raises(UserError, match="has 24 frames, --frames asks for 30"):
+        benchmark_stages.run(SAMPLE, 30, 64, config_lib.ReconstructConfig(), tmp_path, True)
+
+
 def test_the_script_refuses_with_a_sentence(tmp_path):
     process = subprocess.run(
         [sys.executable, "-m", "experiments.benchmark", "--frames=10,1", f"--output={tmp_path}"],
