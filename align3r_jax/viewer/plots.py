@@ -100,7 +100,7 @@ def pair_matrix(pairs: np.ndarray, losses: np.ndarray, num_frames: int, *, title
     cells = np.zeros((side, side, 4), np.uint8)
     cells[filled, :3] = preview.colour_confidence(np.exp(worst[filled] / top)[None], math.e)[0]
     cells[filled, 3] = 255
-    height = 400
+    height = 380
     size = height - TOP - BOTTOM
     x_axis = _Axis(-0.5, num_frames - 0.5, LEFT, LEFT + size, tight=True, integers=True)
     y_axis = _Axis(num_frames - 0.5, -0.5, height - BOTTOM, TOP, tight=True, integers=True)

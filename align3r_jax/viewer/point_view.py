@@ -56,23 +56,8 @@ def build(
     """
     frames = np.arange(len(scene.depth)) if frames is None else np.asarray(frames)
     part = _part_of(scene, frames)
-    depth_range = preview.inverse_depth_range(part.depth)
     sure = _brightest(part.confidence)
-    # Confidence 0: other frames see through the point. Of what moves by itself, of course they do.
-    left = part.dynamic_mask & (part.confidence == 0)
-    judged = dataclasses.replace(part, confidence=np.where(left, np.inf, part.confidence))
-    points, attributes, starts = [], [], {}
-    for name, dynamic, count in (("staticStarts", "drop", STATIC_POINTS),
-                                 ("movingStarts", "only", MOVING_POINTS)):  # fmt: skip
-        chosen = dataclasses.replace(rules, dynamic=dynamic, max_points=count)
-        per_frame = np.zeros(len(frames) + 1, int)
-        for t, pixels in pointcloud.sampled_pixels(judged, chosen):
-            points.append(pointcloud.frame_points(part, t)[pixels])
-            attributes.append(_attributes(part, t, pixels, depth_range, sure))
-            per_frame[t + 1] = len(pixels)
-        starts[name] = np.cumsum(per_frame) + (starts["staticStarts"][-1] if starts else 0)
-    xyz = np.concatenate([np.zeros((0, 3), np.float32), *points])
-    extra = np.concatenate([np.zeros((0, 5), np.uint8), *attributes])
+    xyz, extra, starts = _points(part, rules, sure)
 
     centres = np.asarray(scene.world_from_cam, np.float64)[:, :3, 3]
     middle = np.median(xyz, axis=0) if len(xyz) else centres.mean(0)
@@ -123,6 +108,33 @@ def build(
         },
     }  # fmt: skip
     return meta, base64.b64encode(b"".join(planes)).decode()
+
+
+def _points(
+    part: Scene, rules: pointcloud.PointFilter, sure: float
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """World points (N, 3), their attributes (N, 5) uint8, and where each frame's begin."""
+    # Confidence 0: other frames see through the point. Of what moves by itself, of course they do.
+    left = part.dynamic_mask & (part.confidence == 0)
+    judged = dataclasses.replace(part, confidence=np.where(left, np.inf, part.confidence))
+    depth_range = preview.inverse_depth_range(part.depth)
+    groups = [
+        dict(pointcloud.sampled_pixels(
+            judged, dataclasses.replace(rules, dynamic=dynamic, max_points=count)
+        ))
+        for dynamic, count in (("drop", STATIC_POINTS), ("only", MOVING_POINTS))
+    ]  # fmt: skip
+    points = [[np.zeros((0, 3), np.float32)] for _ in groups]
+    attributes = [[np.zeros((0, 5), np.uint8)] for _ in groups]
+    for t in sorted(set().union(*groups)):
+        in_world = pointcloud.frame_points(part, t)
+        for k, pixels in ((k, group[t]) for k, group in enumerate(groups) if t in group):
+            points[k].append(in_world[pixels])
+            attributes[k].append(_attributes(part, t, pixels, depth_range, sure))
+    counts = [[len(group.get(t, ())) for t in range(len(part.depth))] for group in groups]
+    static, moving = (np.concatenate([[0], np.cumsum(count)]) for count in counts)
+    starts = {"staticStarts": static, "movingStarts": static[-1] + moving}
+    return np.concatenate(sum(points, [])), np.concatenate(sum(attributes, [])), starts
 
 
 def _part_of(scene: Scene, frames: np.ndarray) -> Scene:
