@@ -13,12 +13,10 @@ Slurm). docs/training.md says more.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 from absl import flags
@@ -26,11 +24,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import config_flags
 
 from align3r_jax.config import NetworkConfig
-from align3r_jax.training import loop
 from align3r_jax.training.state import TrainState
-from align3r_jax.weights import croco_file, store, training_folder
-from align3r_jax.weights import settings as settings_lib
-from experiments import cli, process_flags, train_settings, train_setup
+from align3r_jax.weights import croco_file, store
+from experiments import cli, process_flags, train_run, train_settings, train_setup
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", "experiments/configs/align3r_small.py", "Settings, a Python file.", lock_config=True
@@ -49,40 +45,9 @@ def main(argv: Sequence[str]) -> None:
     values = CONFIG.value.to_dict()
     settings = train_settings.settings_from(values)
     check_export(settings)
-    folder = train_setup.work_folder(WORKDIR.value)
-    newest = training_folder.find(folder)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(train_setup.compiler(settings))
-        trainer = train_setup.make_trainer(settings)
-        sets = train_setup.evaluation_sets(trainer)
-        batch_of = stack.enter_context(
-            train_setup.open_batches(trainer, int(newest.name) if newest else 0)
-        )
-        final = loop.run(
-            settings=trainer.loop_settings(),
-            start=trainer.start,
-            abstract=trainer.abstract,
-            step=trainer.step,
-            batch_of=batch_of,
-            shardings=trainer.shardings,
-            folder=folder,
-            config=values,
-            meta={"network": describe(trainer)},
-            position=settings.position,
-            evaluate=train_setup.evaluator(trainer, sets),
-            pictures=train_setup.painter(trainer, sets, batch_of),
-        )
+    trainer, final = train_run.train(settings, values, WORKDIR.value)
     if EXPORT.value:
         export(final, trainer)
-
-
-def describe(trainer: train_setup.Trainer) -> dict[str, Any]:
-    """Returns the kind and the settings of the network as JSON types."""
-    network = trainer.task.network
-    if not isinstance(network, NetworkConfig):
-        return {"kind": "settings", "settings": dataclasses.asdict(network)}
-    kind = "croco" if trainer.settings.task == "croco" else "pairwise"
-    return {"kind": kind, "settings": settings_lib.encode_network(network)}
 
 
 def check_export(settings: train_settings.TrainSettings) -> None:
