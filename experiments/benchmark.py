@@ -55,7 +55,7 @@ VIDEO = flags.DEFINE_string(
 FULL = flags.DEFINE_bool("full", False, "Run every batch of the networks, however long it takes.")
 SAMPLE = flags.DEFINE_integer(
     "sample",
-    2,
+    1,
     "Batches (of --pair_batch frames or pairs) that are run where all would take too long.",
     lower_bound=1,
 )

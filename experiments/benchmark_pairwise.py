@@ -40,7 +40,7 @@ class Budget:
 
     pair_batch: int = 4
     seconds: float = 30.0
-    batches: int = 2
+    batches: int = 1
 
     def run(self, cost: Cost, batches: int, ceilings: Ceilings) -> int:
         """Returns how many of the batches are run."""

@@ -16,8 +16,8 @@ FILES = ("benchmark.json", "benchmark.md", "benchmark.svg")
 _FORMAT = "align3r_jax benchmark, version 1"
 _COLOURS = ("#8c8c8c", "#b07aa1", "#2f7ed8", "#1b4f8a", "#59a14f", "#edc948", "#d8772f", "#9c755f",
             "#bab0ac")  # fmt: skip
-_HEADER = ("stage", "items", "wall s", "CPU s", "compile s", "GFLOP", "GFLOP/s", "of matmul",
-           "GB/s", "of copy", "peak MB", "")  # fmt: skip
+_HEADER = ("stage", "items", "wall s", "s each", "CPU s", "compile s", "GFLOP", "GFLOP/s",
+           "of matmul", "GB/s", "of copy", "peak MB", "")  # fmt: skip
 _LEFT, _BAR, _TALL, _STEP = 190, 470, 20, 52
 
 
@@ -135,6 +135,7 @@ def _line(row: dict[str, Any]) -> str:
         row["stage"],
         f"{row['items']} {row['item']}s",
         _tilde(row) + _figure(row["seconds"]),
+        _figure(row["seconds"] / row["items"]) if row["items"] else "–",
         _tilde(row) + _figure(row["cpu_seconds"]),
         "–" if row["compile_seconds"] is None else f"{row['compile_seconds']:.1f}",
         _figure(row["gflop"]),
