@@ -13,6 +13,7 @@ from align3r_jax.alignment import finish, hierarchical, user_inputs, user_world
 from align3r_jax.alignment.terms import prior_depth
 from align3r_jax.config import ReconstructConfig
 from align3r_jax.errors import UserError
+from align3r_jax.feedforward import run as feedforward
 from align3r_jax.findings import warnings
 from align3r_jax.predictors import choose, refine
 from align3r_jax.predictors.protocol import Predictor
@@ -69,6 +70,12 @@ def reconstruct(
     if model is not None:
         kinds.check_wanted(kinds.get(model.kind), kinds.PAIRWISE, model.name)
     originals = frames.images if originals is None else originals
+    if config.pairs.mode == "feedforward":
+        _check_alone(cameras, masks)
+        return feedforward.reconstruct(
+            frames, model=model, predictor=predictor, prior=prior, prior_model=prior_model,
+            flow_source=flow_source, originals=originals, config=config, run=run,
+        )  # fmt: skip
     user, sentences = user_inputs.prepare(frames, cameras, masks, config.alignment)
     for sentence in sentences:
         run.limit(sentence)
@@ -143,6 +150,16 @@ def reconstruct(
     for finding in warnings.find(scene, known_depth, run.limits):
         run.limit(finding.sentence)
     return scene
+
+
+def _check_alone(cameras: KnownCameras | None, masks: Array | None) -> None:
+    """Raises UserError if something is given that only an alignment can heed."""
+    for name, value in (("cameras", cameras), ("masks", masks)):
+        if value is not None:
+            raise UserError(
+                f"Known {name} are heeded by an alignment, and mode='feedforward' has none; drop "
+                "them or use another mode."
+            )
 
 
 def as_frames(frames: Frames | Array) -> Frames:
