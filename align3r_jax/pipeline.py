@@ -142,7 +142,13 @@ def reconstruct(
     scene = run.stage(
         "scene",
         lambda: finish.to_scene(
-            result, frames, config.alignment, world=aligned.world, scale=scale, metric=metric
+            result,
+            frames,
+            config.alignment,
+            world=aligned.world,
+            scale=scale,
+            metric=metric,
+            given_mask=user.dynamic_mask,
         ),
         keep=False,
     )

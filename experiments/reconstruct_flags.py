@@ -124,6 +124,9 @@ MASKS = flags.DEFINE_string(
     "masks", None, "Folder of masks named after frames, for any of them: grey 0 static, 128 "
     "ignore, 255 dynamic, or palette 0 static, 1 dynamic, 2 ignore. Default: motion is found.",
 )  # fmt: skip
+OUTLINE_MASKS = flags.DEFINE_bool(
+    "outline_masks", True, "Draw the motion masks that are found to the edges of their images."
+)
 PRIOR_WEIGHT = flags.DEFINE_float(
     "depth_prior_weight", 0.0, "Weight of the term that draws depth to the shape of the prior.",
     lower_bound=0.0,
@@ -199,6 +202,7 @@ def config_from_flags() -> config_lib.ReconstructConfig:
             lr_min=LR_MIN.value,
             schedule=SCHEDULE.value,
             shared_focal=SHARED_FOCAL.value,
+            outline_masks=OUTLINE_MASKS.value,
             known_camera_weight=CAMERA_WEIGHT.value,
             depth_prior_weight=PRIOR_WEIGHT.value,
             depth_prior_shift=PRIOR_SHIFT.value,

@@ -123,13 +123,13 @@ Protocol = VideoDepthProtocol | SingleDepthProtocol | PoseProtocol | MotionProto
 _DEPTH_ALIGNMENT = AlignmentConfig(
     lr=0.05, lr_min=1e-6, schedule="cosine", shared_focal=False, smoothness_weight=0.0,
     flow_weight=0.0, stale_focal=True, join_rescale=False, joint_iterations=0,
-    motion_min_error_px=0.0, motion_mask_updates=0, clean=False,
+    motion_min_error_px=0.0, motion_mask_updates=0, outline_masks=False, clean=False,
 )  # fmt: skip
 # The published pose settings of both papers.
 _POSE_ALIGNMENT = AlignmentConfig(
     flow_gate=20.0, flow_use_weight=False, stale_focal=True, motion_min_error_px=0.0,
-    motion_mask_updates=0, join_rescale=False, joint_iterations=0, clean_tolerance=1e-3,
-    clean_views=0,
+    motion_mask_updates=0, outline_masks=False, join_rescale=False, joint_iterations=0,
+    clean_tolerance=1e-3, clean_views=0,
 )  # fmt: skip
 _SEA_RAFT = FlowConfig(source="sea_raft", consistency="reference", consistency_px=3.0)
 _FLAT = PairConfig(graph="swinstride-5-noncyclic", mode="flat")
