@@ -88,7 +88,8 @@ def predict(
     values: dict[str, Any], machine: Hardware, data: int, fsdp: int, pairs: int
 ) -> dict[str, Any]:
     """Returns what one step needs on a mesh of data x fsdp devices with `pairs` pairs on each."""
-    values = dict(values, batch_size=pairs * data * fsdp, mesh={"data": data, "fsdp": fsdp})
+    mesh = dict(values.get("mesh", {}), data=data, fsdp=fsdp)
+    values = dict(values, batch_size=pairs * data * fsdp, mesh=mesh)
     values["optimizer"] = dict(values.get("optimizer", {}), accumulate=1)
     values["evaluate_every"] = values["images_every"] = 0
     settings = train_settings.settings_from(values)

@@ -25,10 +25,15 @@ _USED = (("pairwise", "symmetrise"), ("pairwise", "remat"), ("croco", "remat"))
 
 @dataclasses.dataclass(frozen=True)
 class MeshSettings:
-    """Devices: `data` x `fsdp`; data=-1: all. See `training.partitioning`."""
+    """Devices: `data` x `fsdp`; data=-1: all. See `training.partitioning`.
+
+    gather_dtype: in which parameters that are split over `fsdp` cross the wires; they are kept and
+    updated in float32, gradients are summed in it. bfloat16 gathers them once per step.
+    """
 
     data: int = -1
     fsdp: int = 1
+    gather_dtype: Literal["float32", "bfloat16"] = "float32"
 
 
 @dataclasses.dataclass(frozen=True)

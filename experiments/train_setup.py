@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -80,7 +81,12 @@ def make_trainer(settings: TrainSettings) -> Trainer:
         abstract,
         shardings,
         step.make_step(
-            task.loss, tx, settings.average_decay, shardings, partitioning.batch_sharding(mesh)
+            task.loss,
+            tx,
+            settings.average_decay,
+            shardings,
+            partitioning.batch_sharding(mesh),
+            jnp.bfloat16 if settings.mesh.gather_dtype == "bfloat16" else None,
         ),
         jax.jit(task.score, out_shardings=everywhere),
         None if task.maps is None else jax.jit(task.maps, out_shardings=everywhere),

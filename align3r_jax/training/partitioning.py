@@ -11,12 +11,12 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from align3r_jax.errors import UserError
-
-_MIN_SIZE = 2**14  # smaller arrays are on every device: gathering them costs more than their memory
+from align3r_jax.weights import placement
 
 
 def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
@@ -42,14 +42,12 @@ def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
             f"A mesh of data={data} x fsdp={fsdp} needs {data * fsdp} devices; there are {count}. "
             "Set data=-1 to use all."
         )
-    devices = jax.devices()[: data * fsdp]
-    types = (AxisType.Auto, AxisType.Auto)
-    return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=types, devices=devices)
+    return placement.make_mesh(jax.devices()[: data * fsdp], fsdp)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Returns where a batch lives: its first axis split over all devices."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    return placement.batch_sharding(mesh)
 
 
 def check_batch_size(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
@@ -66,11 +64,20 @@ def check_batch_size(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
 def state_shardings(mesh: Mesh, abstract_state: Any) -> Any:
     """Returns a tree of shardings for a tree of arrays or shapes.
 
-    An array of at least 2^14 numbers is split over "fsdp" along its longest axis that divides;
-    all others are on every device. Parameters, averages and moments of one path have one shape,
-    so they are split alike.
+    As `placement.split_over`: parameters, averages and moments of one path have one shape, so they
+    are split alike.
     """
-    return jax.tree.map(lambda leaf: NamedSharding(mesh, _spec(leaf, mesh)), abstract_state)
+    return placement.split_over(mesh, abstract_state)
+
+
+def gathered(params: Any, shardings: Any, dtype: Any) -> Any:
+    """Returns the parameters whole on every device, having crossed the wires in `dtype`.
+
+    What is split (`shardings`: a tree like `params`) is rounded to `dtype`, gathered once, and
+    float32 again; what is on every device stays as it is. Gradients are not rounded: that of a
+    split array is summed in float32 and split as the array is. dtype: of 16 bits.
+    """
+    return jax.tree.map(lambda x, sharding: _gathered(x, sharding, dtype), params, shardings)
 
 
 def global_batch(mesh: Mesh, local: dict[str, Any]) -> dict[str, jax.Array]:
@@ -95,11 +102,18 @@ def global_batch(mesh: Mesh, local: dict[str, Any]) -> dict[str, jax.Array]:
     }
 
 
-def _spec(leaf: Any, mesh: Mesh) -> PartitionSpec:
-    parts = mesh.shape["fsdp"]
-    if parts == 1 or leaf.size < _MIN_SIZE:
-        return PartitionSpec()
-    for axis in sorted(range(leaf.ndim), key=lambda axis: -leaf.shape[axis]):
-        if leaf.shape[axis] % parts == 0:
-            return PartitionSpec(*("fsdp" if k == axis else None for k in range(leaf.ndim)))
-    return PartitionSpec()
+def _gathered(array: Any, sharding: NamedSharding, dtype: Any) -> Any:
+    if sharding.is_fully_replicated or array.dtype != jnp.float32:
+        return array
+    everywhere = NamedSharding(sharding.mesh, PartitionSpec())
+    place = jax.lax.with_sharding_constraint
+
+    @jax.custom_vjp
+    def gather(x: Any) -> Any:
+        # As bits, because compilers may widen numbers before they send them.
+        bits = jax.lax.bitcast_convert_type(x.astype(dtype), jnp.uint16)
+        bits = place(place(bits, sharding), everywhere)
+        return jax.lax.bitcast_convert_type(bits, dtype).astype(x.dtype)
+
+    gather.defvjp(lambda x: (gather(x), None), lambda _, grad: (place(grad, sharding),))
+    return gather(array)

@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding
 from align3r_jax.errors import UserError
 from align3r_jax.structs import Array
 from align3r_jax.training import optimizer as optimizer_lib
+from align3r_jax.training import partitioning
 from align3r_jax.training.optimizer import Optimizer
 from align3r_jax.training.state import TrainState
 
@@ -25,14 +26,18 @@ def make_step(
     average_decay: float = 0.999,
     state_sharding: Any = None,
     batch_sharding: NamedSharding | None = None,
+    gather_dtype: Any = None,
 ) -> Callable[[TrainState, Any, Array], tuple[TrainState, dict[str, Array]]]:
     """Returns step(state, batch, key) -> (state, details); the old state is donated.
 
     loss_fn(params, batch, key) -> (loss, details) in float32; only the parameters that train are
     differentiated. Their moving average follows `average_decay` (0: no averaging), shorter at the
-    start. state_sharding: a tree like the state (`partitioning.state_shardings`) or one
-    for all. With `optimizer.accumulate` = n a batch is taken in n parts, rows k, k + n, ... in
-    part k, each with its own key; gradients, loss and details are the means of the parts'.
+    start. state_sharding: a tree like the state (`partitioning.state_shardings`), or, without
+    gather_dtype, one for all. gather_dtype: parameters that are split over devices are gathered
+    once per loss, in this type (`partitioning.gathered`); None: by the compiler where they are
+    used, in float32. What is kept and updated is float32 in any case. With `optimizer.accumulate`
+    = n a batch is taken in n parts, rows k, k + n, ... in part k, each with its own key; gradients,
+    loss and details are the means of the parts'.
     Details gain "loss" and "grad_norm" (of the parameters that train, before any clipping).
     """
 
@@ -40,7 +45,10 @@ def make_step(
         trained, frozen = optimizer_lib.split(state.params, optimizer.frozen)
 
         def loss_of(trained: Any, rows: Any, key: Array) -> tuple[Array, dict[str, Array]]:
-            loss, details = loss_fn(optimizer_lib.merge(trained, frozen), rows, key)
+            params = optimizer_lib.merge(trained, frozen)
+            if gather_dtype is not None and state_sharding is not None:
+                params = partitioning.gathered(params, state_sharding.params, gather_dtype)
+            loss, details = loss_fn(params, rows, key)
             return loss, details | {"loss": loss}
 
         gradient = jax.grad(loss_of, has_aux=True)

@@ -3,7 +3,8 @@
     python -m tests.training.sharded_run {toy,network} OUT.npz [COORDINATOR COUNT INDEX]
 
 Writes the losses and the parameters after three steps on one device ("alone") and on every mesh
-of eight devices ("8x1", "2x4"), and the largest number of bytes that a device holds of the state.
+of eight devices ("8x1", "2x4", and "2x4 half" with parameters gathered in bfloat16), the largest
+number of bytes that a device holds of the state, and the bytes of what is gathered in a step.
 COORDINATOR: address of process 0 of COUNT processes, of which this is INDEX.
 """
 
@@ -23,6 +24,7 @@ from jax.experimental import multihost_utils  # noqa: E402
 
 from align3r_jax.networks import align3r  # noqa: E402
 from align3r_jax.training import optimizer, partitioning, state, step, tasks  # noqa: E402
+from experiments import compiled_program  # noqa: E402
 from tests.training import tiny  # noqa: E402
 
 STEPS, ROWS = 3, 16
@@ -60,6 +62,17 @@ def network():
     return params, loss_fn, lambda n: tiny.from_files(tiny.rendered(ROWS, seed=n)), config
 
 
+def gathered_bytes(advance, current, batch, kind):
+    """What the program of a step gathers. Of few rows a compiler would gather the activations."""
+    many = 512 if kind == "toy" else 1
+    batch = {
+        k: jax.ShapeDtypeStruct((many * len(v), *v.shape[1:]), v.dtype) for k, v in batch.items()
+    }
+    program = advance.lower(current, batch, jax.random.key(0)).compile().as_text()
+    found = compiled_program.collectives(program)
+    return sum(c.times * c.bytes for c in found if c.kind == "all-gather")
+
+
 def main():
     kind, out = sys.argv[1:3]
     params, loss_fn, batch_of, config = {"toy": toy, "network": network}[kind]()
@@ -82,11 +95,14 @@ def main():
         results[f"{name}/bytes"] = np.array(max(held.values()))
 
     record("alone", step.make_step(loss_fn, tx, 0.9), create(params), lambda b: b, jax.device_get)
-    for data, fsdp in ((8, 1), (2, 4)):
+    for data, fsdp, half in ((8, 1, ""), (2, 4, ""), (2, 4, " half")):
         mesh = partitioning.make_mesh(data, fsdp)
         places = partitioning.state_shardings(mesh, jax.eval_shape(create, params))
         first = jax.jit(create, out_shardings=places)(params)
-        advance = step.make_step(loss_fn, tx, 0.9, places, partitioning.batch_sharding(mesh))
+        advance = step.make_step(
+            loss_fn, tx, 0.9, places, partitioning.batch_sharding(mesh),
+            gather_dtype=jnp.bfloat16 if half else None,
+        )  # fmt: skip
         share = ROWS // jax.process_count()
         rows = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
 
@@ -94,7 +110,9 @@ def main():
             return partitioning.global_batch(mesh, {k: v[rows] for k, v in batch.items()})
 
         fetch = functools.partial(multihost_utils.process_allgather, tiled=True)
-        record(f"{data}x{fsdp}", advance, first, place, fetch)
+        name = f"{data}x{fsdp}{half}"
+        results[f"{name}/gathered"] = np.array(gathered_bytes(advance, first, batch_of(0), kind))
+        record(name, advance, first, place, fetch)
     if jax.process_index() == 0:
         np.savez(out, **results)
 

@@ -33,6 +33,14 @@ def test_eight_devices_equal_one(tmp_path, kind, processes):
     assert result["2x4/bytes"] < 0.6 * result["alone/bytes"], "parameters and moments are split"
     assert np.ptp(alone["alone/steps"][:, 0]) > 0
 
+    # Gathered in bfloat16: half the bytes, float32 kept, losses within its rounding (8 bits).
+    assert result["8x1/gathered"] == 0 < result["2x4 half/gathered"]
+    assert result["2x4 half/gathered"] <= 0.5 * result["2x4/gathered"]
+    assert result["2x4 half/bytes"] == result["2x4/bytes"]
+    losses, exact = result["2x4 half/steps"][:, 0], alone["alone/steps"][:, 0]
+    np.testing.assert_allclose(losses, exact, rtol=2**-7)
+    assert np.abs(losses - exact).max() > 1e-6 * np.abs(exact).max(), "something is rounded"
+
 
 def test_large_arrays_are_split_along_their_longest_axis_that_divides():
     class Mesh:
