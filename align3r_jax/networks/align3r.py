@@ -21,36 +21,9 @@ from flax import struct, traverse_util
 from align3r_jax.config import NetworkConfig
 from align3r_jax.errors import UserError
 from align3r_jax.networks import croco, heads, initial, prior_branch
+from align3r_jax.networks.frame_features import FrameFeatures, Reuse
 from align3r_jax.networks.layers import attention, blocks, patch_embed, rope2d
 from align3r_jax.networks.layers.attention import Dtype
-
-
-@struct.dataclass
-class FrameFeatures:
-    """What the network knows of each frame alone; every array starts with the frame axis B.
-
-    tokens: (B, N, E) encoder tokens after their norm. decoder_tokens: (B, N, D) decoder input,
-    first injection included. injections: (B, n, N, D), entry k is added behind decoder block k.
-    positions: (B, N, 2) int32 (row, column). portrait: (B,) bool or None, frames stored
-    transposed. has_prior: (B,) 0 or 1, None if the network has no prior branch.
-    anchor (B, H, W, 3) and log_median (B,): only of anchored networks. grid: (h, w) as stored.
-    intermediates: name -> array, if asked for.
-    """
-
-    tokens: jax.Array
-    decoder_tokens: jax.Array
-    injections: jax.Array
-    positions: jax.Array
-    portrait: jax.Array | None
-    has_prior: jax.Array | None
-    anchor: jax.Array | None
-    log_median: jax.Array | None
-    grid: tuple[int, int] = struct.field(pytree_node=False)
-    intermediates: dict[str, jax.Array] | None = None
-
-    def take(self, frames: Any) -> FrameFeatures:
-        """The features of the frames with these indices, e.g. the first views of some pairs."""
-        return jax.tree.map(lambda array: array[frames], self)
 
 
 @struct.dataclass
@@ -98,12 +71,14 @@ class Align3R(nn.Module):
     dtype: what the matrix products of encoder, prior branch and decoders compute in.
     precision: of float32 products on accelerators ("highest" for parity), None = the default.
     remat: compute block activations again in the backward pass (less memory, training only).
+    head_form: of dense heads, see `layers.dpt.Dpt`; the cheap one has the dearer gradient.
     """
 
     config: NetworkConfig
     dtype: Dtype = jnp.float32
     precision: str | None = None
     remat: bool = False
+    head_form: str = "direct"
 
     def setup(self) -> None:
         config = self.config
@@ -129,8 +104,8 @@ class Align3R(nn.Module):
         self.decoder1 = croco.DecoderStack(config.dec_depth, config.dec_num_heads, **common)
         self.decoder2 = croco.DecoderStack(config.dec_depth, config.dec_num_heads, **common)
         self.decoder_norm = blocks.layer_norm(jnp.float32)
-        self.head1 = heads.make_head(config)
-        self.head2 = heads.make_head(config)
+        self.head1 = heads.make_head(config, self.head_form)
+        self.head2 = heads.make_head(config, self.head_form)
         # parity: a token of CroCo's pre-training that nothing reads, kept for round trips.
         self.mask_token = self.param(
             "mask_token", nn.initializers.normal(0.02), (1, 1, config.dec_embed_dim)
@@ -144,6 +119,7 @@ class Align3R(nn.Module):
         true_shape: jax.Array | None = None,
         landscape_only: bool = False,
         return_intermediates: bool = False,
+        reuse: Reuse = "tokens",
     ) -> FrameFeatures:
         """Runs the encoder and the prior branch on B frames.
 
@@ -154,6 +130,7 @@ class Align3R(nn.Module):
         has_prior: (B,) bool, frames whose prior is to be used; None: all.
         landscape_only: frames are stored with W >= H; those whose true_shape (B, 2) (height,
         width) is higher than wide are stored transposed, and so come the outputs back.
+        reuse: what else is computed here rather than in every pair, see `Reuse`.
         """
         config = self.config
         batch, height, width = self._check_images(images, prior_maps, landscape_only)
@@ -198,7 +175,7 @@ class Align3R(nn.Module):
                 decoder_tokens = decoder_tokens + added[:, 0]
 
         anchored = config.output == "anchored"
-        return FrameFeatures(
+        features = FrameFeatures(
             tokens=tokens,
             decoder_tokens=decoder_tokens,
             injections=added[:, 1:],
@@ -210,6 +187,7 @@ class Align3R(nn.Module):
             grid=grid,
             intermediates=intermediates if return_intermediates else None,
         )
+        return features if reuse == "tokens" else self._with_views(features, reuse)
 
     def decode_pairs(
         self,
@@ -223,21 +201,20 @@ class Align3R(nn.Module):
         tokens behind each block, the last normed.
         """
         config = self.config
-        head_dim = config.dec_embed_dim // config.dec_num_heads
         with attention.precision_context(self.precision):
-            by1 = rope2d.rotation(features1.positions, head_dim, config.rope_base)
-            by2 = rope2d.rotation(features2.positions, head_dim, config.rope_base)
+            by1, by2 = self._rotation(features1), self._rotation(features2)
             stream1, stream2 = [features1.decoder_tokens], [features2.decoder_tokens]
             for index in range(config.dec_depth):
                 before1, before2 = stream1[-1], stream2[-1]
-                after1 = self.decoder1(index, before1, before2, by1, by2)
-                after2 = self.decoder2(index, before2, before1, by2, by1)
+                begun1, begun2 = (None, None) if index else (features1.begun1, features2.begun2)
+                after1 = self.decoder1(index, before1, before2, by1, by2, begun1)
+                after2 = self.decoder2(index, before2, before1, by2, by1, begun2)
                 stream1.append(_inject(after1, features1.injections, index))
                 stream2.append(_inject(after2, features2.injections, index))
             stream1[-1] = self.decoder_norm(stream1[-1])
             stream2[-1] = self.decoder_norm(stream2[-1])
-            raw1 = self._run_head(self.head1, features1, stream1)
-            raw2 = self._run_head(self.head2, features2, stream2)
+            raw1 = self._run_head(self.head1, features1, stream1, features1.shallow1)
+            raw2 = self._run_head(self.head2, features2, stream2, features2.shallow2)
 
         if config.output == "anchored":
             anchor1, anchor2 = _anchors(features1, features2)
@@ -288,10 +265,40 @@ class Align3R(nn.Module):
         batch = images1.shape[0]
         return self.decode_pairs(features.take(slice(batch)), features.take(slice(batch, None)))
 
+    def _with_views(self, features: FrameFeatures, reuse: Reuse) -> FrameFeatures:
+        """Adds what depends on the frame and on its place in a pair."""
+        by, tokens, grid = self._rotation(features), features.decoder_tokens, features.grid
+        with attention.precision_context(self.precision):
+            features = features.replace(
+                begun1=self.decoder1.begin(tokens, by), begun2=self.decoder2.begin(tokens, by)
+            )
+            if reuse == "block" or self.config.head == "linear":
+                return features
+            if features.portrait is not None:
+                raise ValueError('reuse="head" needs frames that are all stored upright.')
+            return features.replace(
+                shallow1=self.head1.shallow(features.tokens, grid),
+                shallow2=self.head2.shallow(features.tokens, grid),
+            )
+
+    def _rotation(self, features: FrameFeatures) -> rope2d.Rotation:
+        """Of the decoders' tokens; constants of the program unless some frames are portrait."""
+        positions = features.positions
+        if features.portrait is None:
+            positions = patch_embed.positions(1, features.grid, None)
+        head_dim = self.config.dec_embed_dim // self.config.dec_num_heads
+        return rope2d.rotation(positions, head_dim, self.config.rope_base)
+
     def _run_head(
-        self, head: nn.Module, features: FrameFeatures, stream: list[jax.Array]
+        self,
+        head: Any,
+        features: FrameFeatures,
+        stream: list[jax.Array],
+        shallow: jax.Array | None,
     ) -> jax.Array:
         hooks = [features.tokens if hook == 0 else stream[hook] for hook in self.config.dpt_hooks]
+        if shallow is not None:
+            return head(hooks, features.grid, shallow)
         upright = head(hooks, features.grid)
         if features.portrait is None:
             return upright

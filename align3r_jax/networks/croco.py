@@ -71,6 +71,11 @@ class DecoderStack(nn.Module):
         for index in range(self.depth):
             setattr(self, f"block_{index:02d}", block(self.num_heads, self.mlp_ratio, self.dtype))
 
+    def begin(self, tokens: jax.Array, by: rope2d.Rotation) -> jax.Array:
+        """What block 0 makes of (B, N, D) tokens before it looks at the other view."""
+        first: blocks.DecoderBlock = self.block_00
+        return first.begin(tokens, by)
+
     def __call__(
         self,
         index: int,
@@ -78,6 +83,13 @@ class DecoderStack(nn.Module):
         other: jax.Array,
         by: rope2d.Rotation,
         by_other: rope2d.Rotation,
+        begun: jax.Array | None = None,
     ) -> jax.Array:
-        """Runs block `index` on (B, N, D) tokens, given the other view's (B, M, D)."""
-        return getattr(self, f"block_{index:02d}")(tokens, other, by, by_other)
+        """Runs block `index` on (B, N, D) tokens, given the other view's (B, M, D).
+
+        begun: of `begin`, if it is there already; then `tokens` are not looked at.
+        """
+        block = getattr(self, f"block_{index:02d}")
+        if begun is not None:
+            return block.finish(begun, other, by, by_other)
+        return block(tokens, other, by, by_other)

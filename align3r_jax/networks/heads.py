@@ -34,8 +34,11 @@ class LinearHead(nn.Module):
         return pixels.reshape(-1, rows * self.patch, columns * self.patch, self.out_channels)
 
 
-def make_head(config: NetworkConfig) -> nn.Module:
-    """The head that `config` names; called with (tokens of the hooks, grid)."""
+def make_head(config: NetworkConfig, form: str = "auto") -> nn.Module:
+    """The head that `config` names; called with (tokens of the hooks, grid).
+
+    form: of a dense head, see `layers.dpt.Dpt`.
+    """
     if config.head == "linear":
         return LinearHead(config.patch_size, out_channels(config))
     return dpt.Dpt(
@@ -43,6 +46,7 @@ def make_head(config: NetworkConfig) -> nn.Module:
         config.dpt_feature_dim,
         config.dpt_last_dim,
         out_channels(config),
+        form,
     )
 
 

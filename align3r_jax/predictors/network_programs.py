@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from align3r_jax.config import NetworkConfig
 from align3r_jax.networks import align3r
-from align3r_jax.networks.align3r import FrameFeatures
+from align3r_jax.networks.frame_features import FrameFeatures, Reuse
 from align3r_jax.structs import PairPredictions
 
 EncodeProgram = Callable[[Any, jax.Array, jax.Array | None, jax.Array | None], FrameFeatures]
@@ -22,13 +22,17 @@ DecodeProgram = Callable[[Any, FrameFeatures, FrameFeatures], PairPredictions]
 
 
 def encode_program(
-    config: NetworkConfig, compute_dtype: str = "float32", precision: str | None = None
+    config: NetworkConfig,
+    compute_dtype: str = "float32",
+    precision: str | None = None,
+    reuse: Reuse = "tokens",
 ) -> EncodeProgram:
     """Returns f(params, images, prior_maps, has_prior) -> features of B frames.
 
     images: (B, H, W, 3) uint8. prior_maps: (B, H, W, 3) float32 or None, has_prior: (B,) bool or
     None, as `Align3R.encode_frames` reads them. compute_dtype: of the matrix products.
-    precision: of float32 products on accelerators, None = the default.
+    precision: of float32 products on accelerators, None = the default. reuse: how much is computed
+    here rather than in every pair.
     """
     module = align3r.Align3R(config, jnp.dtype(compute_dtype), precision)
 
@@ -37,7 +41,7 @@ def encode_program(
     ) -> FrameFeatures:
         images = (images.astype(jnp.float32) / 255 - 0.5) / 0.5
         features: Any = module.apply(
-            {"params": params}, images, prior_maps, has_prior, method="encode_frames"
+            {"params": params}, images, prior_maps, has_prior, reuse=reuse, method="encode_frames"
         )
         return features
 
@@ -45,13 +49,36 @@ def encode_program(
 
 
 def decode_program(
-    config: NetworkConfig, compute_dtype: str = "float32", precision: str | None = None
+    config: NetworkConfig,
+    compute_dtype: str = "float32",
+    precision: str | None = None,
+    head_form: str = "auto",
 ) -> DecodeProgram:
-    """Returns f(params, first, second) -> predictions of B ordered pairs; see `encode_program`."""
-    module = align3r.Align3R(config, jnp.dtype(compute_dtype), precision)
+    """Returns f(params, first, second) -> predictions of B ordered pairs; see `encode_program`.
+
+    first, second: features of the two views, with all that was computed once or `as_view` 1 and 2.
+    head_form: see `layers.dpt.Dpt`.
+    """
+    module = align3r.Align3R(config, jnp.dtype(compute_dtype), precision, head_form=head_form)
 
     def decode(params: Any, first: FrameFeatures, second: FrameFeatures) -> PairPredictions:
         pair: Any = module.apply({"params": params}, first, second, method="decode_pairs")
         return PairPredictions(pair.pointmap1, pair.pointmap2, pair.confidence1, pair.confidence2)
 
     return decode
+
+
+def stored_weights(params: Any, compute_dtype: str) -> Any:
+    """Returns the parameters as the device keeps them: matrices in the type they are used in.
+
+    With 16 bits half the memory and the same bits as a cast at every use: encoder, prior branch and
+    decoders cast their linear layers anyway. Norms and heads compute in float32 and stay.
+    """
+    dtype = jnp.dtype(compute_dtype)
+
+    def keep(path: tuple[Any, ...], leaf: Any) -> jax.Array:
+        names = [key.key for key in path]
+        exact = any("norm" in name for name in names) or names[0].startswith("head")
+        return jnp.asarray(leaf) if exact else jnp.asarray(leaf, dtype)
+
+    return jax.tree_util.tree_map_with_path(keep, params)

@@ -59,19 +59,29 @@ class DecoderBlock(nn.Module):
     mlp_ratio: int
     dtype: Dtype = jnp.float32
 
-    @nn.compact
+    def setup(self) -> None:
+        self.norm_attention = layer_norm(self.dtype)
+        self.attention = attention.SelfAttention(self.num_heads, self.dtype)
+        self.norm_cross = layer_norm(self.dtype)
+        self.norm_other = layer_norm(self.dtype)
+        self.cross_attention = attention.CrossAttention(self.num_heads, self.dtype)
+        self.norm_mlp = layer_norm(self.dtype)
+        self.mlp = Mlp(self.mlp_ratio, self.dtype)
+
     def __call__(
         self, tokens: jax.Array, other: jax.Array, by: rope2d.Rotation, by_other: rope2d.Rotation
     ) -> jax.Array:
         """tokens: (B, N, C), other: (B, M, C), float32. Returns (B, N, C) float32."""
-        normed = layer_norm(self.dtype, "norm_attention")(tokens)
-        tokens = tokens + attention.SelfAttention(self.num_heads, self.dtype, name="attention")(
-            normed, by
-        )
-        normed = layer_norm(self.dtype, "norm_cross")(tokens)
-        other = layer_norm(self.dtype, "norm_other")(other)
-        tokens = tokens + attention.CrossAttention(
-            self.num_heads, self.dtype, name="cross_attention"
-        )(normed, other, by, by_other)
-        normed = layer_norm(self.dtype, "norm_mlp")(tokens)
-        return tokens + Mlp(self.mlp_ratio, self.dtype, name="mlp")(normed)
+        return self.finish(self.begin(tokens, by), other, by, by_other)
+
+    def begin(self, tokens: jax.Array, by: rope2d.Rotation) -> jax.Array:
+        """The self-attention, which the other view has no part in."""
+        return tokens + self.attention(self.norm_attention(tokens), by)
+
+    def finish(
+        self, begun: jax.Array, other: jax.Array, by: rope2d.Rotation, by_other: rope2d.Rotation
+    ) -> jax.Array:
+        """The rest of the block, from what `begin` gave."""
+        normed, other = self.norm_cross(begun), self.norm_other(other)
+        tokens = begun + self.cross_attention(normed, other, by, by_other)
+        return tokens + self.mlp(self.norm_mlp(tokens))

@@ -61,6 +61,15 @@ def conv_in_strips(
     return strips.reshape(batch, 2 * rows, 2 * columns, -1)
 
 
+def products(rows: int, columns: int) -> tuple[int, int]:
+    """Returns the pixels whose nine products are taken, borders and overlaps of strips included.
+
+    Of `conv` on a (rows, columns) map, then of `conv_in_strips` on what it gives.
+    """
+    strip = math.gcd(2 * rows, _STRIP)
+    return (rows + 2) * (columns + 2), 2 * rows // strip * (strip + 2) * (2 * columns + 2)
+
+
 def _products(padded: jax.Array, kernel: jax.Array) -> list[list[jax.Array]]:
     """The small map times each of the nine matrices, [row of the kernel][column]."""
     return [[padded @ kernel[row, column] for column in range(3)] for row in range(3)]

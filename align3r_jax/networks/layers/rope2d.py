@@ -33,10 +33,17 @@ def rotation(positions: jax.Array, head_dim: int, base: float) -> Rotation:
 
 
 def rotate(tokens: jax.Array, by: Rotation) -> jax.Array:
-    """Turns queries or keys (B, heads, N, d) by their positions; keeps shape and type."""
-    batch, heads, num_tokens, dim = tokens.shape
-    pairs = tokens.astype(jnp.float32).reshape(batch, heads, num_tokens, 2, 2, dim // 4)
-    first, second = pairs[..., 0, :], pairs[..., 1, :]
-    cos, sin = by.cos[:, None], by.sin[:, None]
-    turned = jnp.stack([first * cos - second * sin, second * cos + first * sin], axis=-2)
-    return turned.reshape(tokens.shape).astype(tokens.dtype)
+    """u cos + swap(u) sin: turns tokens (B, heads, N, d) by their positions, in float32.
+
+    swap exchanges the partners i and i + q of each half, the sine of the first is negative. by: of
+    the B items, or of one that stands for all. Keeps shape and type.
+    """
+    quarter = tokens.shape[-1] // 4
+    tables = []
+    for first, second in ((by.cos, by.cos), (-by.sin, by.sin)):
+        table = jnp.concatenate([first, second], axis=-1)
+        tables.append(table.reshape(*table.shape[:2], 4 * quarter)[:, None])
+    u = tokens.astype(jnp.float32)
+    row, row_partner, column, column_partner = jnp.split(u, 4, axis=-1)
+    swapped = jnp.concatenate([row_partner, row, column_partner, column], axis=-1)
+    return (u * tables[0] + swapped * tables[1]).astype(tokens.dtype)
