@@ -6,6 +6,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -29,9 +30,9 @@ def describe(module: str, arguments: Sequence[str]) -> dict[str, Any]:
     return {
         "command": shlex.join(["python", "-m", module, *arguments]),
         "software": {
-            "align3r_jax": _version("align3r_jax"),
+            "align3r_jax": _own_version(),
             "revision": revision(ROOT),
-            "jax": _version("jax"),
+            "jax": metadata.version("jax"),
             "python": platform.python_version(),
         },
     }
@@ -52,8 +53,10 @@ def revision(folder: Path) -> str | None:
     return commit + (" + changes" if changed else "")
 
 
-def _version(package: str) -> str:
+def _own_version() -> str:
+    """Of the installed package, else of the checkout."""
     try:
-        return metadata.version(package)
+        return metadata.version("align3r_jax")
     except metadata.PackageNotFoundError:
-        return "not installed as a package"
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+        return project["project"]["version"]

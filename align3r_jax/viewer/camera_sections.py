@@ -65,19 +65,23 @@ def intrinsics(scene: Scene, summary: dict[str, Any]) -> str:
         "</div>"
     )
     focal, chart = matrices[:, 0, 0], ""
-    if np.ptp(focal) > 1e-3 * np.median(focal):
+    equal = bool(np.ptp(focal) <= 1e-3 * np.median(focal))
+    if not equal:
         line = plots.Line("focal", np.arange(len(focal)), focal)
         drawn = plots.line_chart([line], title="Focal length over the video", x_label="frame",
                                  y_label="focal, original pixels")  # fmt: skip
         chart = f"<figure><h3>Focal length over time</h3>{drawn}</figure>"
     return page.section("intrinsics", "Intrinsics", (
-        f"<p>{what_was_known(summary)}</p>"
+        f"<p>{what_was_known(summary, equal)}</p>"
         f'<div class="columns"><figure>{table}</figure>{chart}</div>'
     ))  # fmt: skip
 
 
-def what_was_known(summary: dict[str, Any]) -> str:
-    """Returns the sentences that say which intrinsics were given, shared or free (plain text)."""
+def what_was_known(summary: dict[str, Any], equal: bool) -> str:
+    """Returns the sentences that say which intrinsics were given, shared or free (plain text).
+
+    equal: whether the frames' focals came out the same.
+    """
     known = summary.get("cameras") or {}
     total = summary.get("frames")
     sentences = []
@@ -87,11 +91,13 @@ def what_was_known(summary: dict[str, Any]) -> str:
         sentences.append(f"Intrinsics of {known['intrinsics']}{of} frames were given and {how}.")
     shared = ((summary.get("settings") or {}).get("alignment") or {}).get("shared_focal")
     if shared is not None and not (known.get("intrinsics") and known.get("mode") == "fixed"):
-        sentences.append(
-            "One focal length is shared by all frames, so it has no spread of its own."
-            if shared
+        free = (
+            "Each frame could have a focal length of its own; all came out the same."
+            if equal
             else "Each frame has a focal length of its own; their spread says how well it is known."
         )
+        one = "One focal length is shared by all frames, so it has no spread of its own."
+        sentences.append(one if shared else free)
     return " ".join(sentences) or "Whether intrinsics were given or shared is not recorded."
 
 

@@ -21,6 +21,8 @@ STATIC_POINTS = 180_000
 MOVING_POINTS = 60_000
 MAX_CAMERAS = 1000  # drawn, of very long videos
 PIVOT_TO_CAMERAS = 0.25
+PITCH = 0.12  # radians by which the page looks down at the cloud
+HALF_PICTURE = math.tan(math.radians(45 / 2))  # height at distance 1, as in `assets/cloud.js`
 FARTHEST = 30.0  # points beyond this many median distances from the pivot are left out
 
 
@@ -86,6 +88,10 @@ def build(
     drawn = np.union1d(preview.even_indices(len(frusta), MAX_CAMERAS), frames)
     eye = frusta[:, 0].mean(0)
     forward = np.asarray(scene.world_from_cam)[:, :3, 2].mean(0)
+    # From behind the cameras, and far enough to see most of the cloud.
+    distance = max(
+        1.35 * float(np.linalg.norm(eye)) + 2 * size, 1.5 * radius, 4 * size, _fitting(xyz)
+    )
     meta = {
         "points": len(xyz),
         "low": low.tolist(),
@@ -93,9 +99,10 @@ def build(
         **{name: before[values].tolist() for name, values in starts.items()},
         "logConfidence": math.log(sure),  # of level 255
         "pixels": int(scene.depth[0].size),
-        "pitch": _pitch(scene),
-        # From behind the cameras, and far enough to see most of the cloud.
-        "distance": max(1.35 * float(np.linalg.norm(eye)) + 2 * size, 1.5 * radius, 4 * size),
+        "pixelSide": _pixel_side(scene),
+        "distance": distance,
+        "pitch": PITCH,
+        "shift": _centring(np.concatenate([xyz, frusta[:, 0]]), distance),
         "allAround": bool(np.linalg.norm(forward) < 0.35),
         "frusta": np.round(frusta[drawn], 4 - math.floor(math.log10(size))).tolist(),
         "cameraColours": colours[drawn].tolist(),
@@ -164,12 +171,31 @@ def _attributes(
     ], axis=1)  # fmt: skip
 
 
+def _fitting(points: np.ndarray) -> float:
+    """Returns the distance of the eye from which 95 % of the points are inside the picture."""
+    if not len(points):
+        return 0.0
+    x, y, z = np.abs(points[:, 0]), np.abs(points[:, 1]), points[:, 2]
+    return float(np.percentile(z + np.maximum(x / (HALF_PICTURE * 1.4), y / HALF_PICTURE), 95))
+
+
+def _centring(points: np.ndarray, distance: float) -> float:
+    """Returns by how much to lift the cloud so that it opens in the middle of the picture."""
+    y = math.cos(PITCH) * points[:, 1] - math.sin(PITCH) * points[:, 2]
+    ahead = distance - math.sin(PITCH) * points[:, 1] - math.cos(PITCH) * points[:, 2]
+    seen = ahead > 0.05 * distance
+    if not seen.any():
+        return 0.0
+    low, high = np.percentile(y[seen] / ahead[seen], [2, 98])
+    return -distance * float(low + high) / 2
+
+
 def _moved(target_from_source: Array, points: Array) -> np.ndarray:
     moved = rigid.apply(target_from_source.astype(np.float32), points.astype(np.float32))
     return np.asarray(moved)
 
 
-def _pitch(scene: Scene) -> float:
+def _pixel_side(scene: Scene) -> float:
     """Returns the side of a pixel's footprint at median depth, scene units."""
     depth = np.asarray(scene.depth)
     valid = depth[np.isfinite(depth) & (depth > 0)]

@@ -79,7 +79,7 @@ def prior(measured: measures_lib.Measures) -> str:
         f"More than {100 * warnings.MAX_PRIOR_ERROR:.0f} % in {warnings.frame_ranges(apart)}: one "
         "of the two is wrong there."
         if len(apart)
-        else "They agree about the shape of every frame."
+        else f"In no frame is it more than {100 * warnings.MAX_PRIOR_ERROR:.0f} %."
     )
     limit = np.full(2, warnings.MAX_PRIOR_ERROR)
     lines = [

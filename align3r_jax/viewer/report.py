@@ -28,6 +28,8 @@ from align3r_jax.viewer import (
     run_sections,
 )
 
+_NAMELESS = {"rgb", "color", "colour", "image", "images", "img", "imgs", "frames", "jpegimages"}
+
 
 def write_report(folder: str | Path, rules: pointcloud.PointFilter | None = None) -> Path:
     """Writes `report.html` into a result folder, from the files in it, and returns its path.
@@ -121,7 +123,12 @@ def lead_sentence(summary: dict[str, Any]) -> str:
 
 
 def _title(summary: dict[str, Any]) -> str:
-    return PurePath(str(summary.get("input") or "")).name or "Video"
+    """The name of the video; of a folder of pictures also the one around it, if it says nothing."""
+    path = PurePath(str(summary.get("input") or ""))
+    if set(path.name) & set("*?["):
+        path = path.parent
+    nameless = path.name.lower() in _NAMELESS and path.parent.name
+    return f"{path.parent.name}/{path.name}" if nameless else path.name or "Video"
 
 
 def _facts(scene: Scene, summary: dict[str, Any]) -> str:

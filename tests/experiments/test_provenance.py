@@ -17,6 +17,7 @@ def test_the_command_survives_a_shell():
     )
     assert echoed.stdout.splitlines()[3:] == arguments
     assert found["software"]["jax"] == jax.__version__
+    assert found["software"]["align3r_jax"][0].isdigit()
 
 
 def test_other_programs_are_not_named_as_ours():

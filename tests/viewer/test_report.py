@@ -100,6 +100,14 @@ def test_the_header_names_predictor_prior_and_limits(page):
     assert "with the depth prior “depth_pro”" in report.lead_sentence({"prior": "depth_pro"})
 
 
+@pytest.mark.parametrize(
+    ("source", "title"),
+    [("a/my.mp4", "my.mp4"), ("walks/rgb", "walks/rgb"), ("a/walks/*.png", "walks"), ("", "Video")],
+)
+def test_titles(scene, source, title):
+    assert f"<h1>{title}</h1>" in report.render(scene, {"input": source})
+
+
 def test_lead_sentence_names_the_network_and_its_weights():
     lead = report.lead_sentence(
         {"predictor": "network", "weights": {"name": "align3r_small"}, "prior": "none"}
@@ -221,8 +229,9 @@ def test_intrinsics_in_original_pixels_and_degrees_with_their_spread(scene):
         scene, {"settings": {"alignment": {"shared_focal": True}}, "frames": 4}
     )
     assert "shared by all frames" in shared and "<svg" not in shared
+    assert "came out the same" in camera_sections.intrinsics(scene, {"settings": settings})
     known = {"cameras": {"intrinsics": 4, "mode": "fixed"}, "frames": 4, "settings": settings}
-    assert camera_sections.what_was_known(known) == (
+    assert camera_sections.what_was_known(known, True) == (
         "Intrinsics of 4 of 4 frames were given and held as they are."
     )
 

@@ -106,7 +106,7 @@ const cloud = (() => {
   gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_MIN_FILTER, gl.LINEAR);
 
   // ---- state -----------------------------------------------------------------------------
-  const start = { yaw: 0, pitch: 0.12, swing: 0, distance: meta.distance, x: 0, y: 0 };
+  const start = { yaw: 0, pitch: meta.pitch, swing: 0, distance: meta.distance, x: 0, y: meta.shift };
   const view = { ...start };
   const look = { index: 0, pointScale: 1, threshold: 0, cameras: true, moving: true, gather: "all" };
   const { staticStarts, movingStarts } = meta;
@@ -178,7 +178,7 @@ const cloud = (() => {
       if (to <= from) continue;
       // Where few points stand for all pixels of a frame, they grow until surfaces close.
       const growth = Math.min(Math.sqrt(meta.pixels / (to - from)), 6);
-      const side = meta.pitch * (from < movingStarts[0] ? Math.max(2, 1.5 * growth) : 2);
+      const side = meta.pixelSide * (from < movingStarts[0] ? Math.max(2, 1.5 * growth) : 2);
       gl.uniform1f(at.size, side * look.pointScale * pixels);
       gl.drawArrays(gl.POINTS, from, to - from);
     }
