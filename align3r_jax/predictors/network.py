@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +16,9 @@ import numpy as np
 from flax import struct
 
 from align3r_jax.errors import UserError
-from align3r_jax.networks.align3r import FrameFeatures
+from align3r_jax.networks.frame_features import FrameFeatures, Reuse
 from align3r_jax.predictors import network_programs
+from align3r_jax.predictors.network_window import FeatureWindow, order_for_reuse
 from align3r_jax.priors import prior_map
 from align3r_jax.priors.optical_flow import FlowSource
 from align3r_jax.structs import DepthPrior, Frames, PairGraph, PairPredictions, WorkingSize
@@ -43,8 +46,11 @@ class NetworkPredictor:
     pair_batch: frames encoded, and pairs decoded, together; the last batch is padded, so each
     of the two functions is compiled once per frame size. compute_dtype: of the matrix products
     ("float32", "bfloat16"). precision: of float32 products on accelerators, None = the default.
-    frames_kept: frames whose features are kept; None: all of a video.
-    Features and predictions live on the host: the device holds one batch at a time.
+    frames_kept: frames whose features are kept; None: all of a video. reuse: what is computed once
+    per frame (`networks.frame_features`). feature_memory: bytes that features may take on the
+    device; those of a video that needs more live on the host, a window of frames on the device.
+    None: half of what is free there. results: where predictions end up, "host" as NumPy arrays or
+    "device".
     """
 
     def __init__(
@@ -54,6 +60,9 @@ class NetworkPredictor:
         compute_dtype: str = "float32",
         precision: str | None = None,
         frames_kept: int | None = None,
+        reuse: Reuse = "tokens",
+        feature_memory: int | None = None,
+        results: Literal["host", "device"] = "host",
     ):
         if pair_batch < 1:
             raise UserError(f"pair_batch={pair_batch}: expected at least 1.")
@@ -61,19 +70,24 @@ class NetworkPredictor:
         self.config = network.config
         self._batch = pair_batch
         self._frames_kept = frames_kept
+        self._feature_memory = feature_memory
+        self._results = results
         self._kept: dict[int, FrameFeatures] = {}  # of the frames of `_kept_of`, oldest first
         self._kept_of: FrameInputs | None = None
-        self._params = jax.tree.map(jnp.asarray, network.params)
+        self._moved: tuple[FrameFeatures, FrameFeatures] | None = None  # on the host, on the device
+        self._params = network_programs.stored_weights(network.params, compute_dtype)
         settings = (network.config, compute_dtype, precision)
-        self._encode = jax.jit(network_programs.encode_program(*settings))
+        self._encode = jax.jit(network_programs.encode_program(*settings, reuse=reuse))
         self._decode = jax.jit(network_programs.decode_program(*settings))
+        self._pick = jax.jit(_pick, static_argnums=2)
+        self._write = jax.jit(_write, donate_argnums=0)
 
     def prepare(
         self, frames: Frames, prior: DepthPrior | None, flow: FlowSource | None = None
     ) -> FrameFeatures | FrameInputs:
-        """Returns the features of all frames, NumPy arrays; their inputs if they are too many.
+        """Returns the features of all frames, on the device if they fit there, else NumPy arrays.
 
-        Optical flow is of no use here.
+        Their inputs if they are too many to be kept at all. Optical flow is of no use here.
         prior: None if the network has no prior branch, or was trained to do without (anchored
         networks). Frames whose prior is missing everywhere are encoded without it. Raises
         UserError if prior and network do not fit.
@@ -86,18 +100,39 @@ class NetworkPredictor:
             return inputs
         return self._features(inputs, np.arange(len(images)))
 
-    def _features(self, inputs: FrameInputs, frames: np.ndarray) -> FrameFeatures:
-        """Returns the features of some frames, NumPy arrays."""
-        parts = []
-        for indices in _batches(len(frames), self._batch):
+    def _features(
+        self, inputs: FrameInputs, frames: np.ndarray, on_host: bool = False
+    ) -> FrameFeatures:
+        """Returns the features of some frames, on the device if they fit and may stay there."""
+        store: FrameFeatures | None = None
+        pending: tuple[FrameFeatures, int] | None = None
+        count = len(frames)
+        for indices, start in _windows(count, self._batch):
             chosen = frames[indices]
             maps = has_prior = None
             if inputs.prior is not None:
                 maps = prior_map.prior_maps(_of(inputs.prior, chosen), self.config, inputs.size)
                 has_prior = np.asarray(inputs.has_prior)[chosen]
-            encoded = self._encode(self._params, inputs.images[chosen], maps, has_prior)
-            parts.append(jax.device_get(encoded))
-        return jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(frames)], *parts)
+            part = self._encode(self._params, inputs.images[chosen], maps, has_prior)
+            part = part.take(slice(count)) if count < self._batch else part
+            if store is None:
+                needed = count * _bytes(part) / len(part.tokens)
+                fits = not on_host and needed <= self._device_memory()
+                make = jnp.zeros if fits else np.empty
+                store = jax.tree.map(
+                    lambda leaf, make=make: make((count, *leaf.shape[1:]), leaf.dtype), part
+                )
+            if fits:
+                store = self._write(store, part, start)
+                continue
+            _start_fetching(part)
+            if pending is not None:  # fetched while the device works on the next batch
+                _put_rows(store, *pending)
+            pending = part, slice(start, start + self._batch)
+        if pending is not None:
+            _put_rows(store, *pending)
+        assert store is not None
+        return store
 
     def _window(self, inputs: FrameInputs, frames: np.ndarray) -> FrameFeatures:
         """Returns the features of some frames; the last `frames_kept` ones are remembered."""
@@ -105,7 +140,7 @@ class NetworkPredictor:
             self._kept_of, self._kept = inputs, {}
         missing = [int(frame) for frame in frames if int(frame) not in self._kept]
         if missing:
-            found = self._features(inputs, np.array(missing))
+            found = self._features(inputs, np.array(missing), on_host=True)
             self._kept |= {
                 frame: jax.tree.map(lambda a, k=k: a[k], found) for k, frame in enumerate(missing)
             }
@@ -116,25 +151,61 @@ class NetworkPredictor:
         return jax.tree.map(lambda *rows: np.stack(rows), *wanted)
 
     def predict(self, state: FrameFeatures | FrameInputs, graph: PairGraph) -> PairPredictions:
-        """Returns the predictions of the graph's pairs in their order, NumPy float32."""
+        """Returns the predictions of the graph's pairs in their order, float32."""
         pairs = graph.pairs
+        passing = isinstance(state, FrameInputs)
         if isinstance(state, FrameInputs):
             frames, local = np.unique(pairs, return_inverse=True)
             state, pairs = self._window(state, frames), local.reshape(pairs.shape)
-        batches = list(_batches(graph.num_pairs, self._batch))
-        parts: list[PairPredictions] = []
-        pending = None
-        for indices in batches:
-            first, second = pairs[indices].T
-            running = self._decode(self._params, state.take(first), state.take(second))
+        state, slots = self._placed(state, keep=not passing)
+        order = np.arange(len(pairs)) if slots is None else order_for_reuse(pairs, slots)
+        steps = [order[indices] for indices in _batches(len(order), self._batch)]
+        window = None
+        if slots is not None:
+            window = FeatureWindow(state, [tuple(pairs[step].T) for step in steps], slots)
+        found = _Results(len(pairs), self._results == "host")
+        pending: tuple[np.ndarray, PairPredictions] | None = None
+        for number, step in enumerate(steps):
+            if window is None:
+                first, second = (self._pick(state, pairs[step, k], k + 1) for k in (0, 1))
+            else:
+                first, second = window.views(number)
+            running = self._decode(self._params, first, second)
+            _start_fetching(running if found.on_host else None)
+            if window is not None:
+                window.load(number + 1)
             if pending is not None:  # fetched while the device works on the next batch
-                parts.append(jax.device_get(pending))
-            pending = running
-        parts.append(jax.device_get(pending))
-        predictions = jax.tree.map(
-            lambda *arrays: np.concatenate(arrays)[: graph.num_pairs], *parts
-        )
-        return predictions.check(graph)
+                found.put(*pending)
+            pending = step, running
+        assert pending is not None  # a graph has pairs
+        found.put(*pending)
+        return found.all().check(graph)
+
+    def _placed(self, state: FrameFeatures, keep: bool) -> tuple[FrameFeatures, int | None]:
+        """Returns the features to decode from, and how many frames fit the device if not all do.
+
+        keep: what is moved to the device stays there for the next graph.
+        """
+        if isinstance(state.tokens, jax.Array):
+            return state, None
+        if self._moved is not None and self._moved[0] is state:
+            return self._moved[1], None
+        memory, size = self._device_memory(), _bytes(state)
+        if size <= memory:
+            placed = jax.device_put(state)
+            self._moved = (state, placed) if keep else None
+            return placed, None
+        count = len(state.tokens)
+        return state, max(4 * self._batch, int(memory * count / size))  # two steps at least
+
+    def _device_memory(self) -> float:
+        """Bytes that features may take on the device; a CPU's memory is the host's."""
+        if self._feature_memory is not None:
+            return self._feature_memory
+        known = jax.local_devices()[0].memory_stats()
+        if not known or "bytes_limit" not in known:
+            return math.inf
+        return (known["bytes_limit"] - known["bytes_in_use"]) / 2
 
     def limits(self, state: FrameFeatures | FrameInputs) -> tuple[str, ...]:
         """Returns one plain sentence per limit of these features."""
@@ -221,3 +292,72 @@ def _batches(count: int, size: int) -> list[np.ndarray]:
     """Index arrays of equal size that cover range(count); the last index fills the last one."""
     padded = np.minimum(np.arange(math.ceil(count / size) * size), count - 1)
     return list(padded.reshape(-1, size))
+
+
+def _windows(count: int, size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Runs of `size` indices and their starts that cover range(count); the last ends with it.
+
+    Fewer than `size` in all: the last index fills the one run.
+    """
+    for start in range(0, count, size):
+        begin = max(0, min(start, count - size))
+        yield np.minimum(np.arange(begin, begin + size), count - 1), begin
+
+
+def _bytes(features: FrameFeatures) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(features))
+
+
+def _pick(features: FrameFeatures, frames: jax.Array, view: int) -> FrameFeatures:
+    return features.as_view(view).take(frames)
+
+
+def _write(store: FrameFeatures, part: FrameFeatures, start: jax.Array) -> FrameFeatures:
+    def put(rows: jax.Array, new: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(rows, new, start, 0)
+
+    return jax.tree.map(put, store, part)
+
+
+def _put_rows(store: Any, part: Any, rows: Any) -> None:
+    """Copies what the device computed into NumPy arrays."""
+
+    def put(array: np.ndarray, new: jax.Array) -> None:
+        array[rows] = np.asarray(new)
+
+    jax.tree.map(put, store, part)
+
+
+def _start_fetching(tree: Any) -> None:
+    for leaf in jax.tree.leaves(tree):
+        leaf.copy_to_host_async()
+
+
+class _Results:
+    """Predictions of all pairs, filled batch by batch, in the graph's order."""
+
+    def __init__(self, count: int, on_host: bool):
+        self.on_host = on_host
+        self._count = count
+        self._arrays: PairPredictions | None = None
+        self._parts: list[PairPredictions] = []
+        self._places: list[np.ndarray] = []
+
+    def put(self, places: np.ndarray, part: PairPredictions) -> None:
+        """Takes a batch; places: (B,) where its pairs stand in the graph."""
+        if not self.on_host:
+            self._parts.append(part)
+            self._places.append(places)
+            return
+        if self._arrays is None:
+            self._arrays = jax.tree.map(
+                lambda leaf: np.empty((self._count, *leaf.shape[1:]), leaf.dtype), part
+            )
+        _put_rows(self._arrays, part, places)
+
+    def all(self) -> PairPredictions:
+        """Returns the predictions of all pairs."""
+        if self._arrays is not None:
+            return self._arrays
+        _, row = np.unique(np.concatenate(self._places), return_index=True)
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts)[row], *self._parts)

@@ -8,7 +8,8 @@ import pytest
 
 from align3r_jax.errors import UserError
 from align3r_jax.networks import align3r
-from align3r_jax.predictors import network
+from align3r_jax.networks.frame_features import FrameFeatures
+from align3r_jax.predictors import network, network_window
 from align3r_jax.predictors.network import NetworkPredictor
 from align3r_jax.structs import DepthPrior, Frames, PairGraph, WorkingSize
 from align3r_jax.weights.store import LoadedNetwork
@@ -116,6 +117,64 @@ def test_refinement_by_an_untrained_anchored_network_returns_the_prior(frames, p
     np.testing.assert_allclose(refined.depth[0, :4], np.median(depth[0, 4:]), rtol=1e-5)
     assert np.isnan(refined.depth[2]).all()
     assert "micro" in refined.name
+
+
+def test_features_beyond_the_device_are_streamed_and_order_does_not_matter(frames, prior, graph):
+    """Host features, a window on the device, any reuse, results on the device: the same pairs."""
+    params = micro.parameters(ANCHORED)
+    options = {"precision": "highest", "reuse": "block"}
+    whole = NetworkPredictor(_loaded(ANCHORED, params), 1, **options, results="device")
+    state = whole.prepare(frames, prior)
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
+    expected = whole.predict(state, graph)
+    assert isinstance(expected.pointmap1, jax.Array)
+
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    streamed = NetworkPredictor(_loaded(ANCHORED, params), 1, **options, feature_memory=needed - 1)
+    streamed._encode, streamed._decode = whole._encode, whole._decode  # compiled once
+    on_host = streamed.prepare(frames, prior)
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(on_host))
+    jax.tree.map(np.testing.assert_array_equal, on_host, state)
+    found = streamed.predict(on_host, graph)
+    assert isinstance(found.pointmap1, np.ndarray)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    # A result taken up again is on the host; it is moved to the device once if it fits.
+    resumed = whole.predict(on_host, graph)
+    jax.tree.map(np.testing.assert_array_equal, resumed, expected)
+    assert whole._moved[0] is on_host
+    assert whole._decode._cache_size() == 1
+
+
+@pytest.mark.parametrize("slots", [8, 12])
+def test_a_window_serves_many_pairs(slots):
+    """Near neighbours load every frame once, the complete graph about T^2 / slots times."""
+    count, size = 40, 2
+    features = _numbered(count)
+    graphs = {
+        "near": [(i, j) for i in range(count) for j in range(count) if 0 < abs(i - j) <= 3],
+        "complete": [(i, j) for i in range(count) for j in range(count) if i != j],
+    }
+    allowed = {"near": count, "complete": 1.3 * count**2 / slots}
+    for name, pairs in graphs.items():
+        pairs = np.random.default_rng(0).permutation(np.array(pairs))
+        order = network_window.order_for_reuse(pairs, slots)
+        assert sorted(order) == list(range(len(pairs)))
+        steps = [pairs[order[k : k + size]] for k in range(0, len(pairs), size)]
+        window = network_window.FeatureWindow(features, [tuple(step.T) for step in steps], slots)
+        for number, step in enumerate(steps):
+            window.load(number)
+            assert set(step.ravel()) <= window._rows.keys()
+            assert len(window._rows) <= slots
+            window.load(number + 1)
+        assert window.loads <= allowed[name], name
+    first, second = window.views(len(steps) - 1)
+    np.testing.assert_array_equal(first.tokens[:, 0, 0], steps[-1][:, 0])
+    np.testing.assert_array_equal(second.tokens[:, 0, 0], steps[-1][:, 1])
+
+
+def _numbered(count):
+    rows = np.arange(count, dtype=np.float32)[:, None, None]
+    return FrameFeatures(rows, rows, rows, rows, None, None, None, None, (1, 1))
 
 
 def test_features_of_a_window_give_the_predictions_of_all(frames, prior, graph):
