@@ -10,6 +10,11 @@ writes. Interrupted runs continue with --resume.
 
 works on many clips, each on a device of its own; the same command in several processes shares them
 (docs/pods.md). Clips that fail are named in the end, the others are done; the exit code is 1 then.
+
+    ffmpeg -i my.mp4 -f yuv4mpegpipe - | \
+        python -m experiments.reconstruct --video=- --mode=feedforward --output=outputs/my
+
+works on frames as they come, also those of a camera (--video=camera:0; docs/real_time.md).
 """
 
 from __future__ import annotations
@@ -20,8 +25,14 @@ from pathlib import Path
 from absl import flags
 
 from align3r_jax.errors import UserError
-from align3r_jax.io import scene_folder
-from experiments import cli, process_flags, reconstruct_flags, reconstruct_video
+from align3r_jax.io import scene_folder, stream
+from experiments import (
+    cli,
+    process_flags,
+    reconstruct_flags,
+    reconstruct_stream,
+    reconstruct_video,
+)
 
 FAILED = 1  # exit code when clips failed
 flags.adopt_module_key_flags(process_flags)
@@ -30,6 +41,7 @@ flags.adopt_module_key_flags(reconstruct_flags)  # --help lists them
 
 def main(argv: Sequence[str]) -> int:
     del argv
+    reconstruct_flags.check_mode()
     if reconstruct_flags.VIDEOS.value is not None:
         return _many(reconstruct_flags.VIDEOS.value.split(","))
     if process_flags.NUM_PROCESSES.value is not None:
@@ -37,9 +49,17 @@ def main(argv: Sequence[str]) -> int:
     source, output = reconstruct_flags.VIDEO.value, Path(reconstruct_flags.OUTPUT.value)
     scene_folder.check_output(output, overwrite=reconstruct_flags.OVERWRITE.value)
     settings = reconstruct_flags.settings_from_flags()
-    focal = reconstruct_video.focal_of_pictures(source)
+    focal = None if stream.is_live(source) else reconstruct_video.focal_of_pictures(source)
     models = reconstruct_video.open_models(settings, focal)
-    summary = reconstruct_video.reconstruct_video(source, output, settings, models)
+    if settings.config.pairs.mode == "feedforward":
+        streaming = reconstruct_stream.Streaming(
+            reconstruct_flags.KEEP_LAST.value, reconstruct_flags.DROP.value
+        )
+        summary = reconstruct_stream.reconstruct_stream(
+            source, output, settings, models, streaming
+        )
+    else:
+        summary = reconstruct_video.reconstruct_video(source, output, settings, models)
     print(_closing(output, summary))
     return 0
 

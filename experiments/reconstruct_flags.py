@@ -11,7 +11,8 @@ from experiments import reconstruct_video, user_files
 VIDEO = flags.DEFINE_string(
     "video",
     None,
-    "Video file, folder of images, or glob ('frames/*.png'). Needed unless --videos is given.",
+    "Video file, folder of images, or glob ('frames/*.png'). Needed unless --videos is given. With "
+    "--mode=feedforward also camera:N, or - for YUV4MPEG2 or JPEG on standard input.",
 )
 VIDEOS = flags.DEFINE_string(
     "videos", None, "Many clips instead: glob of video files and folders of images ('clips/*'), or "
@@ -70,7 +71,23 @@ FLOW_ITERATIONS = flags.DEFINE_integer(
 FLOW_QUALITY = flags.DEFINE_enum("flow_quality", "medium", ["medium", "high"], "DIS setting.")
 GRAPH = flags.DEFINE_string("graph", "swinstride-5-noncyclic", "Pair graph of a flat alignment.")
 MODE = flags.DEFINE_enum(
-    "mode", "auto", ["auto", "flat", "hierarchical"], "auto: hierarchical for long videos."
+    "mode", "auto", ["auto", "flat", "hierarchical", "feedforward"],
+    "auto: hierarchical for long videos. feedforward: real time, every frame with an anchor frame, "
+    "no alignment (docs/real_time.md).",
+)  # fmt: skip
+ANCHOR = flags.DEFINE_string(
+    "anchor", "adaptive", "With --mode=feedforward: adaptive, first, or a number of frames after "
+    "which the anchor is replaced.",
+)  # fmt: skip
+MOTION_MASKS = flags.DEFINE_bool(
+    "motion_masks", True, "With --mode=feedforward: find what moves; --nomotion_masks is faster."
+)
+KEEP_LAST = flags.DEFINE_integer(
+    "keep_last", 0, "With --mode=feedforward: frames that stay in the output, older ones are "
+    "removed while it runs; 0: all.", lower_bound=0,
+)  # fmt: skip
+DROP = flags.DEFINE_bool(
+    "drop", True, "With --video=camera:N: leave out frames that come while one is being worked on."
 )
 CLIP_SIZE = flags.DEFINE_integer(
     "clip_size", 10, "Frames of the longest clip (hierarchical).", lower_bound=2
@@ -180,6 +197,35 @@ def settings_from_flags() -> reconstruct_video.Settings:
     )
 
 
+# What only an alignment heeds, and what only the real-time mode does.
+_ALIGNED = (
+    "videos", "resume", "graph", "clip_size", "solver", "steps", "iterations", "lr", "lr_min",
+    "schedule", "shared_focal", "cameras", "camera_use", "camera_mode", "masks",
+    "depth_prior_weight", "depth_prior_shift", "pair_batch", "max_memory", "refine_prior",
+    "cache_dir",
+)  # fmt: skip
+_REAL_TIME = ("anchor", "motion_masks", "keep_last", "drop")
+
+
+def check_mode() -> None:
+    """Raises UserError if a flag was set that the mode does not heed."""
+    real_time = MODE.value == "feedforward"
+    for name in _ALIGNED if real_time else _REAL_TIME:
+        if flags.FLAGS[name].present:
+            raise UserError(
+                f"--{name} has no meaning for --mode=feedforward, which aligns nothing; drop it or "
+                "use another mode."
+                if real_time
+                else f"--{name} belongs to the real-time mode; add --mode=feedforward or drop it."
+            )
+    live = VIDEO.value is not None and (VIDEO.value == "-" or VIDEO.value.startswith("camera:"))
+    if live and not real_time:
+        raise UserError(
+            f"--video={VIDEO.value} is a stream; add --mode=feedforward, the mode that works on "
+            "frames as they come."
+        )
+
+
 def config_from_flags() -> config_lib.ReconstructConfig:
     """Returns the settings that the flags name."""
     return config_lib.ReconstructConfig(
@@ -206,6 +252,9 @@ def config_from_flags() -> config_lib.ReconstructConfig:
             known_camera_weight=CAMERA_WEIGHT.value,
             depth_prior_weight=PRIOR_WEIGHT.value,
             depth_prior_shift=PRIOR_SHIFT.value,
+        ),
+        feedforward=config_lib.FeedForwardConfig(
+            anchor=ANCHOR.value, motion_masks=MOTION_MASKS.value
         ),
         pair_batch=PAIR_BATCH.value,
         compute_dtype=DTYPE.value,

@@ -162,9 +162,9 @@ def reconstruct_video(
         "original_size": list(frames.size.original),
         **run.facts,
         **user.facts,
-        "weights": _named(models.model),
-        "prior_weights": _named(models.prior),
-        "flow_weights": _named(models.flow),
+        "weights": named(models.model),
+        "prior_weights": named(models.prior),
+        "flow_weights": named(models.flow),
         "limits": run.limits,
         "stages": run.records,
         "losses": {
@@ -246,7 +246,8 @@ def focal_of_pictures(source: str) -> float | None:
     return exif.read_focal(images.list_images(source)[0])
 
 
-def _named(network: Any) -> dict[str, str] | None:
+def named(network: Any) -> dict[str, str] | None:
+    """Returns what summary.json says of a network, None of none."""
     return None if network is None else {"name": network.name, "checksum": network.checksum}
 
 

@@ -100,7 +100,8 @@ def reconstruct(
         return results
 
     run.stage("real-time mode", work, keep=False)
-    note_lost(results, run.limit)
+    lost = [t for t, result in enumerate(results) if not bool(result.good)]
+    note_lost(lost, len(results), run.limit)
     run.facts |= facts(results)
     run.products |= {"prior": _stacked(priors), "flow": None}
     metric = priors[0] is not None and priors[0].metric and engine.name == "flow"
@@ -139,12 +140,11 @@ def facts(results: Sequence[FrameResult]) -> dict[str, Any]:
     }
 
 
-def note_lost(results: Sequence[FrameResult], note: Callable[[str], None]) -> None:
-    """Says which frames have no camera of their own."""
-    lost = [t for t, result in enumerate(results) if not bool(result.good)]
+def note_lost(lost: Sequence[int], num_frames: int, note: Callable[[str], None]) -> None:
+    """Says which frames have no camera of their own: `lost`, ascending numbers."""
     if lost:
         note(
-            f"The camera of {len(lost)} of {len(results)} frames was not found (the first is frame "
+            f"The camera of {len(lost)} of {num_frames} frames was not found (the first is frame "
             f"{lost[0]}); they have that of the frame before, and confidence 1."
         )
 

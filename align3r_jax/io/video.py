@@ -113,17 +113,19 @@ def read_frames(
 def each_frame(
     path: str | Path,
     *,
+    start: int = 0,
+    end: int | None = None,
     stride: int = 1,
     fps: float | None = None,
     max_frames: int | None = None,
 ) -> Iterator[RawFrame]:
     """Yields the selected frames of a source one after the other, none of them kept.
 
-    path, stride, fps, max_frames: as `read_frames`; one frame is enough here. Raises UserError as
+    path, start, end, stride, fps, max_frames: as `read_frames`; one frame is enough here. Raises UserError as
     `read_frames` for sources that are missing, unreadable or empty.
     """
     source, thinning = _open_source(path, fps)
-    return Selection(stride=stride, fps=thinning, max_frames=max_frames).check().pick(source)
+    return Selection(start, end, stride, thinning, max_frames).check().pick(source)
 
 
 class Length(NamedTuple):
