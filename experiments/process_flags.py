@@ -23,11 +23,13 @@ DISTRIBUTED = flags.DEFINE_enum(
 )  # fmt: skip
 
 
-def start() -> None:
+def start(recoverable: bool = False) -> None:
     """Joins the other processes of this run, if there are any; before anything touches devices.
 
-    Raises UserError if only some of the three flags are given.
+    recoverable: where nothing is exchanged between devices of different processes, so that the
+    others can go on when one dies. Raises UserError if only some of the three flags are given.
     """
+    jax.config.update("jax_enable_recoverability", recoverable)
     given = [flag.value is not None for flag in (COORDINATOR, NUM_PROCESSES, PROCESS_ID)]
     if any(given):
         if not all(given):

@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _many(patterns: list[str]) -> int:
-    process_flags.start()
+    process_flags.start(recoverable=True)
     from experiments import clips_report, reconstruct_many
 
     output = Path(reconstruct_flags.OUTPUT.value)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 from flax import traverse_util
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
 from align3r_jax.errors import UserError
@@ -20,6 +22,7 @@ Params = Mapping[str, Any]
 # One sharding for all parameters, or a function from the abstract tree to a tree of shardings.
 Shardings = jax.sharding.Sharding | Callable[[Params], Any]
 CHECKPOINTABLE = "params"  # the entry of the Orbax checkpoint
+_MIN_SIZE = 2**14  # smaller arrays are on every device: gathering them costs more than their memory
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -46,9 +49,21 @@ def restore(
         abstract,
         _sharding_tree(abstract, sharding),
     )
-    return ocp.load_checkpointables(
-        (path / folder_lib.CHECKPOINT).absolute(), {CHECKPOINTABLE: abstract}
-    )[CHECKPOINTABLE]
+    with _each_process_alone():
+        return ocp.load_checkpointables(
+            (path / folder_lib.CHECKPOINT).absolute(), {CHECKPOINTABLE: abstract}
+        )[CHECKPOINTABLE]
+
+
+def _each_process_alone() -> contextlib.AbstractContextManager[Any]:
+    """Orbax does not wait for other processes: they read when they need it, or never."""
+    if jax.process_count() == 1:
+        return contextlib.nullcontext()
+    context = ocp.Context()
+    options, mine = context.multiprocessing, jax.process_index()
+    options.primary_host, options.active_processes = mine, {mine}
+    options.barrier_sync_key_prefix = f"process_{mine}"
+    return context
 
 
 def place(params: Params, sharding: Shardings | None, dtype: str | None) -> dict[str, Any]:
@@ -58,6 +73,57 @@ def place(params: Params, sharding: Shardings | None, dtype: str | None) -> dict
         dict(params),
         _sharding_tree(params, sharding),
     )
+
+
+def make_mesh(devices: Sequence[jax.Device], fsdp: int = 1) -> Mesh:
+    """Returns a mesh of these devices with the axes ("data", "fsdp"), `fsdp` of them in a row."""
+    shape, types = (len(devices) // fsdp, fsdp), (AxisType.Auto, AxisType.Auto)
+    return jax.make_mesh(shape, ("data", "fsdp"), axis_types=types, devices=list(devices))
+
+
+def split_over(mesh: Mesh, abstract: Any) -> Any:
+    """Returns a tree of shardings for a tree of arrays or shapes.
+
+    An array of at least 2^14 numbers is split over "fsdp" along its longest axis that divides; all
+    others are on every device. XLA gathers a layer's parameters where they are used.
+    """
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, _spec(leaf, mesh)), abstract)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Returns where a batch lives: its first axis split over all devices."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def mesh_of(params: Params) -> Mesh | None:
+    """Returns the mesh that parameters lie on; None if they are on one device, or on the host."""
+    for leaf in jax.tree.leaves(params):
+        sharding = getattr(leaf, "sharding", None)
+        if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1:
+            return sharding.mesh
+    return None
+
+
+def parts_that_fit(params: Params, devices: Sequence[jax.Device], share: float = 0.5) -> int:
+    """Returns over how many devices parameters must be split to take a share of their memory.
+
+    params: arrays or shapes. A divisor of the number of devices; all of them if nothing fits; 1
+    where devices do not tell their memory (CPU).
+    """
+    memory = (devices[0].memory_stats() or {}).get("bytes_limit")
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    counts = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
+    return next((n for n in counts if not memory or size / n <= share * memory), counts[-1])
+
+
+def _spec(leaf: Any, mesh: Mesh) -> PartitionSpec:
+    parts = mesh.shape["fsdp"]
+    if parts == 1 or leaf.size < _MIN_SIZE:
+        return PartitionSpec()
+    for axis in sorted(range(leaf.ndim), key=lambda axis: -leaf.shape[axis]):
+        if leaf.shape[axis] % parts == 0:
+            return PartitionSpec(*("fsdp" if k == axis else None for k in range(leaf.ndim)))
+    return PartitionSpec()
 
 
 def _sharding_tree(abstract: Params, sharding: Shardings | None) -> Any:

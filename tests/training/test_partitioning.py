@@ -6,6 +6,7 @@ import pytest
 
 from align3r_jax.errors import UserError
 from align3r_jax.training import partitioning
+from align3r_jax.weights import placement
 from tests import processes as launcher
 
 
@@ -52,7 +53,7 @@ def test_large_arrays_are_split_along_their_longest_axis_that_divides():
     }  # fmt: skip
     for shape, expected in shapes.items():
         leaf = jax.ShapeDtypeStruct(shape, np.float32)
-        assert tuple(partitioning._spec(leaf, Mesh())) == expected, shape
+        assert tuple(placement._spec(leaf, Mesh())) == expected, shape
     mesh = partitioning.make_mesh(1, 1)
     tree = {"a": jax.ShapeDtypeStruct((128, 256), np.float32)}
     assert partitioning.state_shardings(mesh, tree)["a"].is_fully_replicated
