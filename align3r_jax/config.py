@@ -245,6 +245,13 @@ class ReconstructConfig:
     alignment: AlignmentConfig = AlignmentConfig(solver="auto")
     feedforward: FeedForwardConfig = FeedForwardConfig()
     pair_batch: int = 4  # pairs decoded together by a network
+    # What a network computes once per frame rather than in every pair (`networks.frame_features`):
+    # "auto" is as much as the memory plan has room for.
+    feature_reuse: Literal["auto", "tokens", "block", "head"] = "auto"
+    feature_memory: int | None = None  # bytes for it on the device; None: half of what is free
+    # Align in a shape that videos of similar length share: at most a quarter more work, and no
+    # compilation for another length of the same bucket (`alignment.bucketed`).
+    buckets: bool = True
     equal_confidence: bool = False  # parity: Align3R's depth evaluation sets all above 1 to 10
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     max_memory: str = ""  # such as "8GB"; what `plan` may use. Empty: half of what is free.

@@ -21,6 +21,8 @@ from align3r_jax import pairing
 from align3r_jax.alignment import joint
 from align3r_jax.config import NetworkConfig, ReconstructConfig
 from align3r_jax.errors import UserError
+from align3r_jax.networks import cost
+from align3r_jax.networks.frame_features import Reuse
 from align3r_jax.predictors import flow_lattice
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -66,8 +68,9 @@ class Plan:
     full size; pairs_at_once: pairs predicted together where only their lattice is kept;
     joint_pixels: pixels of a frame on that lattice; pair_batch: pairs that a network decodes
     together;
-    frames_kept: frames whose network features are kept. stages: name -> predicted peak, bytes of
-    the whole process. limit: bytes that were allowed.
+    frames_kept: frames whose network features are kept; reuse: what these hold
+    (`networks.frame_features`). stages: name -> predicted peak, bytes of the whole process. limit:
+    bytes that were allowed.
     """
 
     mode: str
@@ -78,6 +81,7 @@ class Plan:
     joint_pixels: int
     pair_batch: int
     frames_kept: int
+    reuse: Reuse
     stages: dict[str, int]
     limit: int
 
@@ -96,7 +100,11 @@ class Plan:
             config.alignment, joint_pixels=self.joint_pixels, solver=solver
         )
         return dataclasses.replace(
-            config, pairs=pairs, alignment=alignment, pair_batch=self.pair_batch
+            config,
+            pairs=pairs,
+            alignment=alignment,
+            pair_batch=self.pair_batch,
+            feature_reuse=self.reuse,
         )
 
     def facts(self) -> dict[str, Any]:
@@ -182,7 +190,13 @@ def make_plan(
     limit = resident + int(_SHARE * free_memory()) if max_memory is None else max_memory
     limit = limit if allowance is None else resident + allowance
     smallest: Plan | None = None
-    for choice in _choices(num_frames, config):
+    reuses: list[Reuse] = ["tokens"] if network is None else ["head", "block", "tokens"]
+    if config.feature_reuse != "auto":
+        reuses = [config.feature_reuse]
+    elif network is not None and config.feature_memory is not None:
+        share = config.feature_memory / num_frames
+        reuses = cost.reuses_within(share, network, height, width)
+    for choice in _choices(num_frames, config, reuses):
         stages = predict(choice, num_frames, height, width, config, network, resident)
         choice = dataclasses.replace(choice, stages=stages, limit=limit)
         if choice.peak <= limit:
@@ -218,8 +232,20 @@ def is_hierarchical(config: ReconstructConfig, num_frames: int) -> bool:
     return config.pairs.mode == "hierarchical" and num_frames > 4
 
 
-def _choices(num_frames: int, config: ReconstructConfig) -> Iterator[Plan]:
-    """Plans from the most generous to the smallest, without predictions."""
+def _choices(num_frames: int, config: ReconstructConfig, reuses: list[Reuse]) -> Iterator[Plan]:
+    """Plans from the most generous to the smallest, without predictions.
+
+    Of the most generous only, features hold more than they must: it spares a pair a tenth of its
+    operations for three times the memory.
+    """
+    first, *others = _plainer_choices(num_frames, config)
+    for reuse in reuses:
+        yield dataclasses.replace(first, reuse=reuse)
+    for choice in others:
+        yield dataclasses.replace(choice, reuse=reuses[-1])
+
+
+def _plainer_choices(num_frames: int, config: ReconstructConfig) -> Iterator[Plan]:
     base = Plan(
         mode="hierarchical",
         clip_size=pairing.clip_size(num_frames, config.pairs.clip_size),
@@ -229,6 +255,7 @@ def _choices(num_frames: int, config: ReconstructConfig) -> Iterator[Plan]:
         joint_pixels=config.alignment.joint_pixels,
         pair_batch=config.pair_batch,
         frames_kept=num_frames,
+        reuse="tokens",
         stages={},
         limit=0,
     )
@@ -310,9 +337,7 @@ def _features(plan, num_frames, height, width, config, network) -> tuple[int, in
         cells = flow_lattice.num_cells(height, width)
         kept = _RESULT * num_frames * pixels
         return int(num_frames * cells * (_CELL + _COLUMNS)) + _BLOCK, kept
-    tokens = pixels // network.patch_size**2
-    channels = network.enc_embed_dim + (1 + network.num_prior_blocks) * network.dec_embed_dim
-    per_frame = 4 * tokens * channels + (12 * pixels if network.output == "anchored" else 0)
+    per_frame = cost.feature_bytes(network, height, width, plan.reuse)
     return _decode_bytes(pixels, network) * plan.pair_batch, plan.frames_kept * per_frame
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from absl import flags
 
 from align3r_jax import config as config_lib
+from align3r_jax import plan
 from align3r_jax.errors import UserError
 from experiments import reconstruct_video, user_files
 
@@ -157,6 +158,10 @@ MAX_MEMORY = flags.DEFINE_string(
     "max_memory", "", "What the run may use, such as 8GB or 6GiB: clips and batches are planned to "
     "fit (docs/long_videos.md). Default: half of what is free.",
 )  # fmt: skip
+FEATURE_MEMORY = flags.DEFINE_string(
+    "feature_memory", "", "What a network's features may take on the device, such as 2GB; those of "
+    "longer videos wait on the host. Default: half of what is free there.",
+)  # fmt: skip
 TRUTH = flags.DEFINE_string(
     "truth", None, "Truth of a procedural video (.npz); default: VIDEO's .truth.npz if there."
 )
@@ -259,6 +264,7 @@ def config_from_flags() -> config_lib.ReconstructConfig:
         pair_batch=PAIR_BATCH.value,
         compute_dtype=DTYPE.value,
         max_memory=MAX_MEMORY.value,
+        feature_memory=plan.parse_memory(FEATURE_MEMORY.value) if FEATURE_MEMORY.value else None,
     )
 
 

@@ -10,6 +10,7 @@ from align3r_jax import pairing, plan
 from align3r_jax.alignment import joint
 from align3r_jax.config import NETWORK_PRESETS, AlignmentConfig, PairConfig, ReconstructConfig
 from align3r_jax.errors import UserError
+from align3r_jax.networks import cost
 from align3r_jax.structs import OpticalFlow, PairPredictions
 
 CONFIG = ReconstructConfig(prior="plane")
@@ -153,6 +154,26 @@ def test_mode_and_networks():
     assert large_network.stages["clips"] > small_network.stages["clips"]
     tight = _plan(200, 0.4 * large_network.peak, network=NETWORK_PRESETS["align3r_vitl_512_dpt"])
     assert tight.frames_kept < 200, "features are computed again rather than kept"
+
+
+def test_features_hold_what_there_is_room_for():
+    network = NETWORK_PRESETS["align3r_vitl_512_dpt"]
+    per_frame = {
+        reuse: cost.feature_bytes(network, 240, 320, reuse) for reuse in ("tokens", "block", "head")
+    }
+    chosen = _plan(20, 64e9, network=network)
+    assert chosen.reuse == chosen.applied(CONFIG).feature_reuse == "head"
+    fewer = _plan(20, chosen.peak - 1, network=network)
+    assert (fewer.mode, fewer.reuse, fewer.pair_batch) == ("flat", "block", CONFIG.pair_batch)
+    assert chosen.peak - fewer.peak == 20 * (per_frame["head"] - per_frame["block"])
+    for reuse in ("head", "block", "tokens"):
+        config = dataclasses.replace(CONFIG, feature_memory=20 * per_frame[reuse])
+        assert _plan(20, 64e9, config, network=network).reuse == reuse
+    tiny = dataclasses.replace(CONFIG, feature_memory=1000)
+    assert _plan(20, 64e9, tiny, network=network).reuse == "tokens"
+    fixed = dataclasses.replace(CONFIG, feature_reuse="block")
+    assert _plan(200, 64e9, fixed, network=network).reuse == "block"
+    assert _plan(20, 64e9).reuse == "tokens", "the flow predictor has no such features"
 
 
 def test_the_plan_says_what_it_does():

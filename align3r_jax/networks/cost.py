@@ -83,6 +83,16 @@ def feature_bytes(config: NetworkConfig, height: int, width: int, reuse: Reuse =
     return 4 * (tokens * channels + (3 * height * width if config.output == "anchored" else 0))
 
 
+def reuses_within(size: float, config: NetworkConfig, height: int, width: int) -> list[Reuse]:
+    """Returns the levels whose features of a frame take up to `size` bytes, most first.
+
+    "tokens" is always among them.
+    """
+    levels: tuple[Reuse, ...] = ("head", "block")
+    found = [level for level in levels if feature_bytes(config, height, width, level) <= size]
+    return [*found, "tokens"]
+
+
 def _tokens(config: NetworkConfig, height: int, width: int) -> int:
     return (height // config.patch_size) * (width // config.patch_size)
 

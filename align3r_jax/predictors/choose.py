@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from align3r_jax.config import ReconstructConfig
 from align3r_jax.errors import UserError
+from align3r_jax.networks.frame_features import Reuse
 from align3r_jax.predictors.equal_confidence import EqualConfidence
 from align3r_jax.predictors.flow import FlowPredictor
 from align3r_jax.predictors.network import NetworkPredictor
@@ -69,4 +70,12 @@ def make_predictor(
             "Predictor align3r_small: shipped toy weights, trained on procedural scenes; they "
             "clean depth but know hardly any relative pose. Not the paper's quality."
         )
-    return NetworkPredictor(model, config.pair_batch, config.compute_dtype, frames_kept=frames_kept)
+    reuse: Reuse = "tokens" if config.feature_reuse == "auto" else config.feature_reuse
+    return NetworkPredictor(
+        model,
+        config.pair_batch,
+        config.compute_dtype,
+        frames_kept=frames_kept,
+        reuse=reuse,
+        feature_memory=config.feature_memory,
+    )

@@ -49,15 +49,20 @@ def test_the_plan_and_the_batch_reach_the_predictor(monkeypatch):
     """What the memory plan decides holds for the predictor inside."""
     seen = {}
 
-    def network(model, batch, dtype, *, frames_kept):
-        seen.update(batch=batch, kept=frames_kept)
+    def network(model, batch, dtype, *, frames_kept, reuse, feature_memory):
+        seen.update(batch=batch, kept=frames_kept, reuse=reuse, memory=feature_memory)
         return Fixed()
 
     monkeypatch.setattr(choose, "NetworkPredictor", network)
     settings = NetworkConfig(prior_branch=False)
     model = SimpleNamespace(name="tiny", config=settings)
-    config = ReconstructConfig(predictor="network", equal_confidence=True, pair_batch=3)
+    config = ReconstructConfig(
+        predictor="network", equal_confidence=True, pair_batch=3, feature_reuse="block",
+        feature_memory=1000,
+    )  # fmt: skip
     found = choose.make_predictor(config, model, None, None, print, frames_kept=7)
-    assert isinstance(found, EqualConfidence) and seen == {"batch": 3, "kept": 7}
+    assert isinstance(found, EqualConfidence) and seen == {
+        "batch": 3, "kept": 7, "reuse": "block", "memory": 1000,
+    }  # fmt: skip
     plain = dataclasses.replace(config, equal_confidence=False)
     assert isinstance(choose.make_predictor(plain, model, None, None, print), Fixed)
