@@ -11,7 +11,6 @@ import dataclasses
 import cv2
 import numpy as np
 
-from align3r_jax.geometry import camera
 from align3r_jax.structs import Scene
 
 UNSURE = 1.1  # confidence below which a pixel becomes no point (DUSt3R's and MonST3R's demos)
@@ -22,7 +21,7 @@ _THUMBNAIL = 24  # pixels along the longer side of what cuts are looked for in
 @dataclasses.dataclass(frozen=True)
 class Measures:
     """confidence: (T,) median over the frame. unsure: (T,) share of pixels below `UNSURE`.
-    moving: (T,) share of the dynamic mask. focal: (T,) mean of fx and fy, original pixels.
+    moving: (T,) share of the dynamic mask. focal: (T,) mean of fx and fy, working pixels.
     overlap: (T-1,) share of the static pixels of frames t and t+1 that lie inside the other's
     picture, the smaller of both directions; NaN where nothing has depth.
     change: (T-1,) mean difference of the neighbours' blurred colours, of 1.
@@ -43,18 +42,19 @@ class Measures:
 
 def measure(scene: Scene, prior_depth: np.ndarray | None = None) -> Measures:
     """Returns the measures of a scene. prior_depth: (T, Hd, Wd), its scale is free."""
-    confidence = np.asarray(scene.confidence, np.float64).reshape(len(scene.depth), -1)
-    confidence = np.nan_to_num(confidence, nan=0.0, posinf=1e6)
-    focal = np.asarray(camera.to_original(scene.intrinsics, scene.size), np.float64)
+    scene = _on_host(scene)
+    confidence = np.nan_to_num(scene.confidence, nan=0.0, posinf=1e6).reshape(len(scene.depth), -1)
     return Measures(
-        confidence=np.median(confidence, axis=1),
+        confidence=np.median(confidence, axis=1).astype(np.float64),
         unsure=(confidence < UNSURE).mean(1),
-        moving=np.asarray(scene.dynamic_mask, bool).reshape(len(scene.depth), -1).mean(1),
-        focal=(focal[:, 0, 0] + focal[:, 1, 1]) / 2,
+        moving=scene.dynamic_mask.reshape(len(scene.depth), -1).mean(1),
+        focal=(scene.intrinsics[:, 0, 0] + scene.intrinsics[:, 1, 1]) / 2,
         overlap=overlaps(scene),
         change=changes(scene.colours),
         parallax=parallax(scene),
-        prior_error=None if prior_depth is None else prior_errors(scene.depth, prior_depth),
+        prior_error=None
+        if prior_depth is None
+        else prior_errors(scene.depth, np.asarray(prior_depth)),
     )
 
 
@@ -131,6 +131,15 @@ def _seen_by_next(scene: Scene) -> np.ndarray:
                       <= [width / 2, height / 2]).all(-1)  # fmt: skip
     known = counts.sum((1, 2))
     return np.where(known, (inside & counts).sum((1, 2)) / np.maximum(known, 1), np.nan)
+
+
+def _on_host(scene: Scene) -> Scene:
+    """The scene in NumPy: JAX would compile slices anew for each length of video."""
+    kinds = {"depth": np.float32, "confidence": np.float32, "dynamic_mask": bool,
+             "colours": np.uint8, "world_from_cam": np.float64,
+             "intrinsics": np.float64}  # fmt: skip
+    arrays = {name: np.asarray(getattr(scene, name), kind) for name, kind in kinds.items()}
+    return dataclasses.replace(scene, **arrays)
 
 
 def _reversed(scene: Scene) -> Scene:

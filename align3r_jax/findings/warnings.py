@@ -174,14 +174,14 @@ def _prior(measured: measures_lib.Measures) -> list[Finding]:
 
 
 def _focal(measured: measures_lib.Measures) -> list[Finding]:
-    low, high = np.percentile(measured.focal, [5, 95])
-    middle = np.median(measured.focal)
-    if not (high - low) / middle > MAX_FOCAL_SPREAD:
+    low, high = np.percentile(measured.focal, [5, 95]) / np.median(measured.focal) - 1
+    if not high - low > MAX_FOCAL_SPREAD:
         return []
     return [Finding(
         "The focal length is not stable",
-        f"over the frames it runs from {low:.0f} to {high:.0f} original pixels. Unless the lens "
-        "zoomed, share one focal (--shared_focal) or give the intrinsics (--cameras).",
+        f"over the frames it runs from {100 * low:+.0f} % to {100 * high:+.0f} % of its median. "
+        "Unless the lens zoomed, share one focal (--shared_focal) or give the intrinsics "
+        "(--cameras).",
     )]  # fmt: skip
 
 
