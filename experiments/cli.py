@@ -21,6 +21,7 @@ import sys
 from collections.abc import Callable, Sequence
 from logging import WARNING, LogRecord
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import app, flags, logging
@@ -121,17 +122,36 @@ def use_compile_cache() -> None:
     """Keeps compiled programs between runs, in `JAX_COMPILATION_CACHE_DIR` if that is set.
 
     The default is `align3r_jax/xla` in the user's cache folder. JAX's own settings in the
-    environment win. The folder holds code that is run: it must belong to the user alone.
+    environment win. The folder holds code that is run: it must belong to the user alone. Where it
+    cannot be written a warning says so, and every run compiles again.
     """
-    settings = {
-        "jax_compilation_cache_dir": str(user_folder.cache_folder("xla")),
-        # JAX's default of 1 s skips most programs of this project.
-        "jax_persistent_cache_min_compile_time_secs": 0.2,
+    settings: dict[str, Any] = {
+        # JAX's default of 1 s skips most programs of this project. The small ones together take
+        # longer to compile than to read, so nothing is skipped.
+        "jax_persistent_cache_min_compile_time_secs": 0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        settings["jax_compilation_cache_dir"] = _writable(user_folder.cache_folder("xla"))
     for name, value in settings.items():
         if name.upper() not in os.environ:
             jax.config.update(name, value)
+
+
+def _writable(folder: Path) -> str | None:
+    """The folder, made if need be; None, and a warning, if nothing can be written there."""
+    reason = "it is not writable"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK | os.X_OK):
+            return str(folder)
+    except OSError as error:
+        reason = error.strerror or str(error)
+    logging.warning(
+        "Compiled programs cannot be kept in %s (%s): every run compiles again. Set "
+        "JAX_COMPILATION_CACHE_DIR to a folder of your own that can be written.", folder, reason,
+    )  # fmt: skip
+    return None
 
 
 def _describe(error: OSError) -> str:

@@ -115,3 +115,29 @@ def test_compile_cache_respects_the_environment(monkeypatch, tmp_path, restored_
     jax.config.update("jax_compilation_cache_dir", "elsewhere")
     cli.use_compile_cache()
     assert jax.config.jax_compilation_cache_dir == "elsewhere"
+
+
+def test_compile_cache_that_cannot_be_written_only_warns(
+    monkeypatch, tmp_path, restored_settings, caplog
+):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    cli.use_compile_cache()
+    assert jax.config.jax_compilation_cache_dir is None
+    assert float(jax.jit(lambda x: 2 * x)(1.0)) == 2
+    assert "every run compiles again. Set JAX_COMPILATION_CACHE_DIR" in caplog.text
+
+
+def test_the_library_alone_leaves_the_settings_of_jax_as_they_are():
+    for path in (ROOT / "align3r_jax").rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert "compilation_cache" not in text and "jax.config.update" not in text, path
+
+
+def test_every_script_runs_by_the_shared_runner():
+    """Errors as sentences and the compile cache come with it."""
+    for path in sorted((ROOT / "experiments").glob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        if '__name__ == "__main__"' in text and "DEFINE_" in text:
+            assert "cli.run(main" in text, path
