@@ -1,7 +1,7 @@
 """The pairwise network's stages of `experiments.benchmark`: encoder, decoders, heads.
 
-They run through `NetworkPredictor`, as in the main flow, after one batch that is not measured.
-Where all batches would take too long, some are run and multiplied.
+They run through the predictor of `predictors.choose`, as in the main flow, after one batch that is
+not measured. Where all batches would take too long, some are run and multiplied.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from align3r_jax import config as config_lib
-from align3r_jax.config import NetworkConfig
+from align3r_jax.config import NetworkConfig, ReconstructConfig
 from align3r_jax.errors import UserError
 from align3r_jax.networks import align3r, heads
-from align3r_jax.predictors import network_programs
-from align3r_jax.predictors.network import NetworkPredictor
+from align3r_jax.predictors import choose, network_programs
 from align3r_jax.structs import DepthPrior, Frames, PairGraph
 from align3r_jax.weights import store
 from align3r_jax.weights.store import LoadedNetwork
@@ -95,9 +94,11 @@ def rows(
     encoded = math.ceil(count / size)
     decoded = sum(math.ceil(graph.num_pairs / size) for graph in flow.graphs)
     encode_run = budget.run(costs["encode"], encoded, ceilings)
+    encode_run = max(encode_run, min(encoded, math.ceil(2 / size)))  # a pair at least
     decode_run = budget.run(costs["decode"], decoded, ceilings)
 
-    predictor = NetworkPredictor(model, size, dtype)
+    settings = ReconstructConfig(predictor="network", pair_batch=size, compute_dtype=dtype)
+    predictor = choose.make_predictor(settings, model, prior, None, lambda sentence: None)
     with Sections() as sections:
         predictor.prepare(*benchmark_stages.first_frames(frames, prior, size), None)
         prepare = sections.measured("encode", predictor.prepare)
@@ -157,13 +158,17 @@ def _costs(
         maps = jax.ShapeDtypeStruct((size, height, width, 3), jnp.float32)
         has_prior = jax.ShapeDtypeStruct((size,), jnp.bool_)
     images = jax.ShapeDtypeStruct((size, height, width, 3), jnp.uint8)
-    params = benchmark_measure.shapes(model.params)
+    params = jax.eval_shape(
+        lambda tree: network_programs.stored_weights(tree, dtype),
+        benchmark_measure.shapes(model.params),
+    )
     encode = network_programs.encode_program(model.config, dtype)
     features = jax.eval_shape(encode, params, images, maps, has_prior)
+    views = [jax.eval_shape(lambda f, k=k: f.as_view(k), features) for k in (1, 2)]
     decode = network_programs.decode_program(model.config, dtype)
     return {
         "encode": benchmark_measure.program_cost(encode, params, images, maps, has_prior),
-        "decode": benchmark_measure.program_cost(decode, params, features, features),
+        "decode": benchmark_measure.program_cost(decode, params, *views),
     }
 
 
