@@ -35,7 +35,7 @@ _PAGES = {
     "Reconstruct": ["docs/weights", "docs/alignment", "docs/long_videos", "docs/pods",
                     "docs/troubleshooting", "docs/coming_from_pytorch"],
     "Train and measure": ["docs/training", "docs/training_data", "docs/scaling",
-                          "docs/evaluation"],
+                          "docs/evaluation", "docs/performance"],
     "Code": ["docs/api/modules", "WORKSPACE", "data/README", "experiments/README"],
 }  # fmt: skip
 
