@@ -17,11 +17,12 @@ from flax import struct
 
 from align3r_jax.errors import UserError
 from align3r_jax.networks.frame_features import FrameFeatures, Reuse
-from align3r_jax.predictors import network_programs
+from align3r_jax.predictors import network_mesh, network_programs
 from align3r_jax.predictors.network_window import FeatureWindow, order_for_reuse
 from align3r_jax.priors import prior_map
 from align3r_jax.priors.optical_flow import FlowSource
 from align3r_jax.structs import DepthPrior, Frames, PairGraph, PairPredictions, WorkingSize
+from align3r_jax.weights import placement
 from align3r_jax.weights.store import LoadedNetwork
 
 _REFINE_OFFSETS = (-3, -1, 1, 3)  # neighbours whose pairs refine a frame's depth
@@ -49,8 +50,9 @@ class NetworkPredictor:
     frames_kept: frames whose features are kept; None: all of a video. reuse: what is computed once
     per frame (`networks.frame_features`). feature_memory: bytes that features may take on the
     device; those of a video that needs more live on the host, a window of frames on the device.
-    None: half of what is free there. results: where predictions end up, "host" as NumPy arrays or
-    "device".
+    None: half of what is free there. Parameters that lie on a mesh (`weights.placement`) divide
+    every batch over its devices; each has the features of all frames. results: where predictions
+    end up, "host" as NumPy arrays or "device".
     """
 
     def __init__(
@@ -68,7 +70,9 @@ class NetworkPredictor:
             raise UserError(f"pair_batch={pair_batch}: expected at least 1.")
         self.name = network.name
         self.config = network.config
-        self._batch = pair_batch
+        self._mesh = placement.mesh_of(network.params)
+        devices = 1 if self._mesh is None else self._mesh.size
+        self._batch = math.ceil(pair_batch / devices) * devices
         self._frames_kept = frames_kept
         self._feature_memory = feature_memory
         self._results = results
@@ -77,8 +81,12 @@ class NetworkPredictor:
         self._moved: tuple[FrameFeatures, FrameFeatures] | None = None  # on the host, on the device
         self._params = network_programs.stored_weights(network.params, compute_dtype)
         settings = (network.config, compute_dtype, precision)
-        self._encode = jax.jit(network_programs.encode_program(*settings, reuse=reuse))
-        self._decode = jax.jit(network_programs.decode_program(*settings))
+        encode = network_programs.encode_program(*settings, reuse=reuse)
+        decode = network_programs.decode_program(*settings)
+        if self._mesh is not None:
+            encode = network_mesh.over_mesh(encode, self._mesh, whole=True)
+            decode = network_mesh.over_mesh(decode, self._mesh, whole=False)
+        self._encode, self._decode = jax.jit(encode), jax.jit(decode)
         self._pick = jax.jit(_pick, static_argnums=2)
         self._write = jax.jit(_write, donate_argnums=0)
 
@@ -118,7 +126,7 @@ class NetworkPredictor:
             if store is None:
                 needed = count * _bytes(part) / len(part.tokens)
                 fits = not on_host and needed <= self._device_memory()
-                make = jnp.zeros if fits else np.empty
+                make = self._zeros if fits else np.empty
                 store = jax.tree.map(
                     lambda leaf, make=make: make((count, *leaf.shape[1:]), leaf.dtype), part
                 )
@@ -197,6 +205,10 @@ class NetworkPredictor:
             return placed, None
         count = len(state.tokens)
         return state, max(4 * self._batch, int(memory * count / size))  # two steps at least
+
+    def _zeros(self, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        place = None if self._mesh is None else network_mesh.everywhere(self._mesh)
+        return jnp.zeros(shape, dtype, device=place)
 
     def _device_memory(self) -> float:
         """Bytes that features may take on the device; a CPU's memory is the host's."""
