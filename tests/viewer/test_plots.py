@@ -1,7 +1,9 @@
 """Charts put data where it belongs."""
 
+import base64
 import re
 
+import cv2
 import numpy as np
 import pytest
 
@@ -71,14 +73,21 @@ def test_a_camera_that_stands_still_has_a_map():
     assert "nan" not in svg and "inf" not in svg
 
 
-def test_pair_matrix_marks_only_its_pairs():
-    import base64
-
-    import cv2
-
-    svg = plots.pair_matrix(np.array([[0, 1], [2, 0]]), np.array([0.1, 0.4]), 3, title="")
+def _cells(svg: str) -> np.ndarray:
     data = re.search(r"base64,([^\"]+)", svg).group(1)
-    cells = cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_UNCHANGED)
+    return cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_UNCHANGED)
+
+
+def test_pair_matrix_of_many_frames_shows_the_worst_pair_of_a_cell(monkeypatch):
+    monkeypatch.setattr(plots, "MAX_CELLS", 3)
+    pairs = np.array([[0, 1], [1, 0], [8, 4]])  # the first two share a cell of 3 x 3 frames
+    cells = _cells(plots.pair_matrix(pairs, np.array([0.4, 0.1, 0.1]), 9, title=""))
+    np.testing.assert_array_equal(cells[..., 3] > 0, [[1, 0, 0], [0, 0, 0], [0, 1, 0]])
+    assert cells[0, 0, :3].astype(int).sum() > cells[2, 1, :3].astype(int).sum()
+
+
+def test_pair_matrix_marks_only_its_pairs():
+    cells = _cells(plots.pair_matrix(np.array([[0, 1], [2, 0]]), np.array([0.1, 0.4]), 3, title=""))
     np.testing.assert_array_equal(cells[..., 3] > 0, [[0, 1, 0], [0, 0, 0], [1, 0, 0]])
     assert cells[2, 0, :3].astype(int).sum() > cells[0, 1, :3].astype(int).sum()
 

@@ -69,6 +69,13 @@ def test_only_frames_of_the_page_give_points_but_all_cameras_are_drawn(scene):
     assert len(meta["frusta"]) == 5 and meta["shownCameras"] == [0, 2, 4]
 
 
+def test_of_very_many_cameras_some_are_drawn_the_shown_ones_always(monkeypatch, scene):
+    monkeypatch.setattr(point_view, "MAX_CAMERAS", 2)
+    everything, _ = point_view.build(scene, pointcloud.PointFilter(), np.array([1, 3]))
+    assert len(everything["frusta"]) == 4  # 0 and 4 of the path, 1 and 3 of the page
+    assert everything["shownCameras"] == [1, 2]
+
+
 def test_what_moves_is_shown_though_other_frames_see_through_it(scene):
     seen_through = np.where(scene.dynamic_mask, 0.0, scene.confidence).astype(np.float32)
     meta, data = point_view.build(
