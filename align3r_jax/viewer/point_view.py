@@ -48,18 +48,23 @@ def viewing_frame(world_from_cam: np.ndarray, pivot: np.ndarray) -> np.ndarray:
 
 
 def build(
-    scene: Scene, rules: pointcloud.PointFilter, frames: np.ndarray | None = None
+    scene: Scene,
+    rules: pointcloud.PointFilter,
+    frames: np.ndarray | None = None,
+    budget: tuple[int, int] | None = None,
 ) -> tuple[dict[str, Any], str]:
     """Returns (metadata, base64 data) as `assets/cloud.js` reads them.
 
     frames: (F,) ascending numbers of the frames that the page shows (None: all); points come from
-    these alone. Moving points follow the static ones, both ordered by frame: `staticStarts` and
-    `movingStarts` (F + 1) say where those of each shown frame begin.
+    these alone. budget: static and moving points at most (None: those of the report).
+    Moving points follow the static ones, both ordered by frame: `staticStarts` and `movingStarts`
+    (F + 1) say where those of each shown frame begin.
     """
+    budget = budget or (STATIC_POINTS, MOVING_POINTS)
     frames = np.arange(len(scene.depth)) if frames is None else np.asarray(frames)
     part = _part_of(scene, frames)
     sure = _brightest(part.confidence)
-    xyz, extra, starts = _points(part, rules, sure)
+    xyz, extra, starts = _points(part, rules, sure, budget)
 
     centres = np.asarray(scene.world_from_cam, np.float64)[:, :3, 3]
     middle = np.median(xyz, axis=0) if len(xyz) else centres.mean(0)
@@ -118,7 +123,7 @@ def build(
 
 
 def _points(
-    part: Scene, rules: pointcloud.PointFilter, sure: float
+    part: Scene, rules: pointcloud.PointFilter, sure: float, budget: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """World points (N, 3), their attributes (N, 5) uint8, and where each frame's begin."""
     # Confidence 0: other frames see through the point. Of what moves by itself, of course they do.
@@ -129,7 +134,7 @@ def _points(
         dict(pointcloud.sampled_pixels(
             judged, dataclasses.replace(rules, dynamic=dynamic, max_points=count)
         ))
-        for dynamic, count in (("drop", STATIC_POINTS), ("only", MOVING_POINTS))
+        for dynamic, count in (("drop", budget[0]), ("only", budget[1]))
     ]  # fmt: skip
     points = [[np.zeros((0, 3), np.float32)] for _ in groups]
     attributes = [[np.zeros((0, 5), np.uint8)] for _ in groups]

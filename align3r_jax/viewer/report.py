@@ -7,7 +7,6 @@ No address is fetched: pictures, charts, points and the script of the 3-D view a
 from __future__ import annotations
 
 import html
-import json
 import string
 from pathlib import Path, PurePath
 from typing import Any
@@ -20,6 +19,7 @@ from align3r_jax.io import atomic, pointcloud, scene_folder
 from align3r_jax.structs import Scene
 from align3r_jax.viewer import (
     camera_sections,
+    cloud_figure,
     frame_player,
     frame_strips,
     page,
@@ -92,7 +92,7 @@ def render(
         notes=quality_sections.warning_list(summary.get("limits") or [], measured),
         bar=frame_player.bar(film, len(scene.names)),
         panels=frame_player.grid(film),
-        cloud=_cloud(scene, meta),
+        cloud=cloud_figure.figure(scene, meta),
         strips=frame_strips.details(scene, panels),
         sections="\n".join(section for section in sections if section),
         footer=(
@@ -101,7 +101,7 @@ def render(
             "<code>points.ply</code>, <code>scene.glb</code>, <code>depth.mp4</code> and "
             "<code>summary.json</code>."
         ),
-        scripts=_scripts(frame_player.script(film, scene.times), meta, data),
+        scripts=cloud_figure.scripts(frame_player.script(film, scene.times), meta, data),
     )
 
 
@@ -155,33 +155,4 @@ def _facts(scene: Scene, summary: dict[str, Any]) -> str:
     return "".join(
         f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>"
         for name, value in facts
-    )
-
-
-def _cloud(scene: Scene, meta: dict[str, Any]) -> str:
-    moving = meta["movingStarts"][-1] - meta["movingStarts"][0]
-    caption = (
-        "Drag to turn; once clicked, scroll to zoom, or pinch; shift-drag or two fingers move it. "
-        "Keys: arrows turn, + and − zoom, space plays. The wire pyramids are the cameras, blue "
-        "first, red last; the yellow one took the frame above. "
-    )
-    if moving:
-        caption += "What moves by itself is shown only at its own frame. "
-    if not meta["points"]:
-        caption += "No pixel was confident enough to become a point. "
-    label = (
-        f"Turning point cloud of {meta['points']:,} points with the path of "
-        f"{len(scene.names)} cameras"
-    )
-    return string.Template(page.read("cloud.html")).substitute(
-        label=html.escape(label), caption=html.escape(caption)
-    )
-
-
-def _scripts(film: str, meta: dict[str, Any], data: str) -> str:
-    values = json.dumps(meta, separators=(",", ":"), allow_nan=False)
-    code = "\n".join(page.read(f"{name}.js") for name in ("player", "cloud", "cloud_controls"))
-    return (
-        f"{film}\n{page.data_element('cloud-meta', values)}\n"
-        f'<script type="text/plain" id="cloud-data">{data}</script>\n<script>\n{code}</script>'
     )

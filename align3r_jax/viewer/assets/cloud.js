@@ -108,15 +108,20 @@ const cloud = (() => {
   // ---- state -----------------------------------------------------------------------------
   const start = { yaw: 0, pitch: meta.pitch, swing: 0, distance: meta.distance, x: 0, y: meta.shift };
   const view = { ...start };
-  const look = { index: 0, pointScale: 1, threshold: 0, cameras: true, moving: true, gather: "all" };
+  const look = { index: 0, pointScale: 1, threshold: 0, cameras: true, moving: true, still: true, gather: "all" };
   const { staticStarts, movingStarts } = meta;
 
   function paint(by) {
     const painted = new Uint8Array(3 * total);
     if (by === "image") painted.set(rgb);
-    for (let n = 0; by !== "image" && n < total; n++) {
+    for (let n = 0, frame = 0; by !== "image" && n < total; n++) {
       let colour;
-      if (by === "depth") colour = meta.ramps.depth[inverseDepth[n]];
+      if (by === "time") {
+        const starts = n < movingStarts[0] ? staticStarts : movingStarts;
+        if (n === movingStarts[0]) frame = 0;
+        while (n >= starts[frame + 1]) frame++;
+        colour = meta.cameraColours[meta.shownCameras[frame]];
+      } else if (by === "depth") colour = meta.ramps.depth[inverseDepth[n]];
       else if (by === "confidence") colour = meta.ramps.confidence[confidence[n]];
       else if (n >= movingStarts[0]) colour = MOVING_RED;
       else {
@@ -174,7 +179,7 @@ const cloud = (() => {
     attribute(1, colours, 3, gl.UNSIGNED_BYTE);
     attribute(2, sureness, 1, gl.UNSIGNED_BYTE);
     const moving = [movingStarts[look.index], movingStarts[look.index + 1]];
-    for (const [from, to] of [staticRange(), look.moving ? moving : [0, 0]]) {
+    for (const [from, to] of [look.still ? staticRange() : [0, 0], look.moving ? moving : [0, 0]]) {
       if (to <= from) continue;
       // Where few points stand for all pixels of a frame, they grow until surfaces close.
       const growth = Math.min(Math.sqrt(meta.pixels / (to - from)), 6);

@@ -79,13 +79,14 @@ if (cloud) (() => {
   control("gather").addEventListener("change", (event) => { look.gather = event.target.value; changed(); });
   control("size").addEventListener("input", (event) => { look.pointScale = 2 ** +event.target.value; changed(); });
   control("cameras").addEventListener("change", (event) => { look.cameras = event.target.checked; changed(); });
+  control("still").addEventListener("change", (event) => { look.still = event.target.checked; changed(); });
   control("moving").addEventListener("change", (event) => { look.moving = event.target.checked; changed(); });
   const hasMoving = meta.movingStarts.at(-1) > meta.movingStarts[0];
-  control("moving").closest("label").hidden = !hasMoving;
+  for (const name of ["still", "moving"]) control(name).closest("label").hidden = !hasMoving;
   control("gather").closest("label").hidden = player.count < 2;
   // A reload keeps what a form says; the picture follows it.
   for (const name of ["confidence", "size"]) control(name).dispatchEvent(new Event("input"));
-  for (const name of ["colour", "gather", "cameras", "moving"]) control(name).dispatchEvent(new Event("change"));
+  for (const name of ["colour", "gather", "cameras", "still", "moving"]) control(name).dispatchEvent(new Event("change"));
 
   // ---- mouse, touch and keys on the picture ---------------------------------------------------
   const pointers = new Map();
