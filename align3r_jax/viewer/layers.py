@@ -13,6 +13,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from align3r_jax.errors import UserError
 from align3r_jax.io import gltf, pointcloud, preview
 from align3r_jax.structs import Scene
 
@@ -67,16 +68,35 @@ class Sample:
         return Sample(**{name: values[chosen] for name, values in vars(self).items()})
 
 
+def part(scene: Scene, start: int = 0, end: int | None = None, stride: int = 1) -> Scene:
+    """Returns the frames start, start + stride, ... before `end` of a scene (None: to its last).
+
+    Raises UserError if none are left.
+    """
+    frames = np.arange(len(scene.depth))[start:end:stride]
+    if not len(frames):
+        raise UserError(
+            f"Of {len(scene.depth)} frames, none is left between --start={start} and "
+            f"--end={'the last' if end is None else end}; the first is 0."
+        )
+    return dataclasses.replace(
+        scene,
+        **{name: np.asarray(getattr(scene, name))[frames] for name in (*_PER_FRAME, "times")},
+        names=tuple(scene.names[t] for t in frames),
+    )
+
+
 def take(scene: Scene, rules: pointcloud.PointFilter) -> Sample:
     """Returns the pixels that `rules` let in as points.
 
-    Where `rules.max_points` leaves pixels out, the points grow by the square root of
-    (pixels / points), up to `SPARSE` times, so that surfaces stay closed.
+    Where `rules.max_points` leaves pixels out, the points grow by the fourth root of
+    (pixels / points), up to `SPARSE` times: the square root would close surfaces that one frame
+    alone shows; those that all frames show stay closed without growing.
     """
     chosen = dict(pointcloud.sampled_pixels(scene, rules))
     count = sum(map(len, chosen.values()))
     allowed = int(pointcloud.kept_pixels(scene, rules).sum())
-    growth = min((allowed / max(count, 1)) ** 0.5, SPARSE)
+    growth = min((allowed / max(count, 1)) ** 0.25, SPARSE)
     parts = [_frame(scene, t, pixels, growth) for t, pixels in chosen.items()]
     return join(parts) if parts else _frame(scene, 0, np.zeros(0, int), 1.0)
 

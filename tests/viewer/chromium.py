@@ -55,10 +55,10 @@ class Page:
                 assert "error" not in answer, (method, answer)
                 return answer["result"]
 
-    def open(self, path: Path) -> None:
-        """Opens a local file and waits until it is loaded."""
+    def open(self, path: Path | str) -> None:
+        """Opens a local file, or an address of this computer, and waits until it is loaded."""
         self._loaded = False
-        self.send("Page.navigate", url=path.as_uri())
+        self.send("Page.navigate", url=path if isinstance(path, str) else path.as_uri())
         while not self._loaded:
             self._receive()
 

@@ -65,7 +65,7 @@ def test_fewer_points_are_larger_and_their_number_is_kept(scene):
     assert len(few) == 300
     depth = scene.depth.reshape(4, -1)[few.frame, few.pixel]
     growth = few.size * scene.intrinsics[0, 0, 0] / depth
-    np.testing.assert_allclose(growth, min((static.sum() / 300) ** 0.5, layers.SPARSE), rtol=1e-5)
+    np.testing.assert_allclose(growth, min((static.sum() / 300) ** 0.25, layers.SPARSE), rtol=1e-5)
 
 
 def test_colours_are_those_of_the_pixels(scene, shown):
