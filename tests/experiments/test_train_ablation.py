@@ -14,7 +14,7 @@ from align3r_jax.training import optimizer, panels
 from align3r_jax.weights import training_folder
 from data.procedural import stream
 from experiments import ablation_training, pair_scores, train_settings, train_setup
-from experiments.configs import ablation
+from experiments.configs import ablation, smoke
 from tests.training import tiny
 
 BUDGET = ablation_training.Budget(
@@ -101,7 +101,17 @@ def test_variants_differ_in_what_they_are_named_for_alone(tmp_path):
         ablation_training.check_variants(["zero_con"])
 
 
+@pytest.fixture
+def quickly():
+    """Nine trainings of four steps: nearly all of it is compiling."""
+    settings = train_settings.settings_from(smoke.get_config().to_dict())
+    assert settings.quick_compile
+    with train_setup.compiler(settings):
+        yield
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("quickly")
 def test_all_variants_train_from_one_start_and_go_on_where_they_stopped(tmp_path, monkeypatch):
     said = []
     some = ("zero_conv", "no_prior")
