@@ -14,7 +14,7 @@ FLOORS = {
     "weights": 3,
     "priors": 4, "pairing": 4, "predictors": 4, "alignment": 4,
     "pipeline": 5, "feedforward": 5, "plan": 5, "stages": 5, "training": 5, "evaluation": 5,
-    "findings": 5,
+    "findings": 5, "programs": 5,
     "viewer": 6,
 }  # fmt: skip
 FORBIDDEN = [  # (importing part, imported part)
