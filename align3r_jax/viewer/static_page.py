@@ -59,7 +59,7 @@ def render(scene: Scene, rules: pointcloud.PointFilter, start: Start, title: str
         raise UserError(
             f"A page of {most:,} points would be {size / 1e6:.0f} MB, and browsers open up to about"
             f" {LARGEST / 1e6:.0f}: pass --max_points="
-            f"{int(LARGEST / BYTES_PER_POINT / (1 + MOVING_SHARE) / 1e5) * 100_000} or fewer, or "
+            f"{int(LARGEST / BYTES_PER_POINT / (1 + MOVING_SHARE) / 1000) * 1000} or fewer, or "
             "show it with the live viewer, which has no such limit."
         )
     panels = frame_player.panels(scene, None, {})[:1]
