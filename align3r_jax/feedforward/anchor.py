@@ -61,3 +61,8 @@ def is_due(
 def choose(condition: Array, first: object, second: object) -> object:
     """Returns one of two trees of equal shapes, the first where `condition` () holds."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), first, second)
+
+
+def settled(state: object) -> object:
+    """Returns the tree with types that no longer give way to others: one compilation for all."""
+    return jax.tree.map(lambda array: jax.lax.convert_element_type(array, array.dtype), state)

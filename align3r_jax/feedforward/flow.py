@@ -30,7 +30,7 @@ NOISE_PX = 0.3  # error of trusted flow
 _PIXELS = 2048  # of the lattice, about
 _FOCAL_PULL, _KNOWN_FOCAL_PULL = 0.01, 0.3  # shares of the weight of the flow
 _FOCAL_LEARNT = 0.02  # what each anchor adds to the pull towards the focal found so far
-_PRIOR_SPREAD, _PLANE_SPREAD = 0.3, 0.5  # of ln depth, before anything is measured
+_PRIOR_SPREAD, _PLANE_SPREAD = 0.3, 2.0  # of ln depth, before anything is measured
 _CORRELATED = 0.1  # the errors of flow are far more alike than those of the prior
 _CARRIED = 10.0  # and so do those carried to a new anchor
 _CARRIED_SPREAD = 0.05
@@ -152,7 +152,7 @@ def _first(image, prior, focal, focal_pull):
         anchor=zero,
         is_anchor=jnp.ones((), bool),
     )
-    return state, result
+    return anchor_lib.settled(state), result
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -265,7 +265,7 @@ def _next(state, image, prior, there, there_weight, back, back_weight, past, con
         count=state.count + 1,
         lost=jnp.where(start_again, 0, lost),
     )
-    return following, result
+    return anchor_lib.settled(following), result
 
 
 def _cells(height, width):

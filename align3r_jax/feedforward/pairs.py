@@ -135,7 +135,7 @@ def _first(features, pairs, known_focal):
         anchor=zero,
         is_anchor=jnp.ones((), bool),
     )
-    return state, result
+    return anchor_lib.settled(state), result
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -244,7 +244,7 @@ def _next(state, features, pairs, past, config):
         count=state.count + 1,
         lost=jnp.where(start_again, 0, lost),
     )
-    return state, result
+    return anchor_lib.settled(state), result
 
 
 @struct.dataclass

@@ -70,7 +70,7 @@ def reconstruct(
         name, whole = prior.name, prior
 
         def given(index: int) -> DepthPrior | None:
-            return _prior_of(whole, index)
+            return prior_of_frame(whole, index)
 
     else:
         name, prior_of = prior_maker(config, model, prior_model, run.limit)
@@ -157,7 +157,8 @@ def _kept_open(models: Mapping[str, DepthModel]) -> Mapping[str, DepthModel]:
     }
 
 
-def _prior_of(prior: DepthPrior, index: int) -> DepthPrior:
+def prior_of_frame(prior: DepthPrior, index: int) -> DepthPrior:
+    """Returns the prior of one frame of a video."""
     chosen = slice(index, index + 1)
     focal = None if prior.focal is None else np.asarray(prior.focal)[chosen]
     return dataclasses.replace(
