@@ -12,11 +12,14 @@ import dataclasses
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
+from jax.sharding import SingleDeviceSharding
 
 from align3r_jax.errors import UserError
+from align3r_jax.weights import placement
+from align3r_jax.weights.placement import Shardings
 from align3r_jax.weights.store import LoadedNetwork
 
 Place = TypeVar("Place")
@@ -35,6 +38,58 @@ def chosen(text: str) -> list[jax.Device]:
             f"{there[0].platform} devices this process sees."
         )
     return there[: int(text)]
+
+
+class Division(NamedTuple):
+    """How devices work on one clip. together: so many on each; 0: as `fsdp` needs. fsdp: parameters
+    of the pairwise network are split over so many of them; 0: no more than they need to fit."""
+
+    together: int = 0
+    fsdp: int = 0
+
+
+def open_divided(
+    load: Callable[[Shardings], LoadedNetwork],
+    available: Sequence[jax.Device],
+    division: Division,
+    groups: int | None = None,
+) -> list[tuple[jax.Device, LoadedNetwork]]:
+    """Returns (first device, network) of groups of devices that work on a clip each.
+
+    load: reads the network into these shardings, each device its part; it is called once, other
+    groups get copies. groups: at most so many. Raises UserError for numbers that do not divide.
+    """
+    chosen: list[int] = []
+
+    def first_group(abstract: Any) -> Any:
+        size, parts = division
+        parts = parts or placement.parts_that_fit(abstract, available[: size or len(available)])
+        size = size or parts
+        if size < 1 or parts < 1 or size % parts or len(available) % size:
+            raise UserError(
+                f"{size} devices on each clip with parameters split over {parts}: of "
+                f"{len(available)} devices, --devices_per_clip must be a divisor, and --fsdp a "
+                "divisor of that."
+            )
+        chosen[:] = [size, parts]
+        return _shardings(available[:size], parts, abstract)
+
+    network = load(first_group)
+    size, parts = chosen
+    starts = list(range(0, len(available), size))[:groups]
+    found = [(available[0], network)]
+    for start in starts[1:]:
+        target = _shardings(available[start : start + size], parts, network.params)
+        copy = dataclasses.replace(network, params=jax.device_put(network.params, target))
+        found.append((available[start], copy))
+    return found
+
+
+def _shardings(group: Sequence[jax.Device], parts: int, abstract: Any) -> Any:
+    if len(group) == 1:
+        alone = SingleDeviceSharding(group[0])
+        return jax.tree.map(lambda leaf: alone, abstract)
+    return placement.split_over(placement.make_mesh(group, parts), abstract)
 
 
 def run(

@@ -50,14 +50,13 @@ def main(argv: Sequence[str]) -> int:
     scene_folder.check_output(output, overwrite=reconstruct_flags.OVERWRITE.value)
     settings = reconstruct_flags.settings_from_flags()
     focal = None if stream.is_live(source) else reconstruct_video.focal_of_pictures(source)
-    models = reconstruct_video.open_models(settings, focal)
+    division = (reconstruct_flags.PER_CLIP.value, reconstruct_flags.FSDP.value)
+    models = reconstruct_video.open_models(settings, focal, division)
     if settings.config.pairs.mode == "feedforward":
         streaming = reconstruct_stream.Streaming(
             reconstruct_flags.KEEP_LAST.value, reconstruct_flags.DROP.value
         )
-        summary = reconstruct_stream.reconstruct_stream(
-            source, output, settings, models, streaming
-        )
+        summary = reconstruct_stream.reconstruct_stream(source, output, settings, models, streaming)
     else:
         summary = reconstruct_video.reconstruct_video(source, output, settings, models)
     print(_closing(output, summary))
@@ -66,12 +65,14 @@ def main(argv: Sequence[str]) -> int:
 
 def _many(patterns: list[str]) -> int:
     process_flags.start(recoverable=True)
-    from experiments import clips_report, reconstruct_many
+    from experiments import clips_report, devices, reconstruct_many
 
     output = Path(reconstruct_flags.OUTPUT.value)
     settings = reconstruct_flags.settings_from_flags()
-    devices = reconstruct_flags.DEVICES.value
-    outcomes = reconstruct_many.reconstruct_many(patterns, output, settings, devices)
+    division = devices.Division(reconstruct_flags.PER_CLIP.value, reconstruct_flags.FSDP.value)
+    outcomes = reconstruct_many.reconstruct_many(
+        patterns, output, settings, reconstruct_flags.DEVICES.value, division
+    )
     print(f"\n{clips_report.table(outcomes)}\nWritten to {output}: index.html, clips.json")
     return FAILED if any(found["status"] == "failed" for found in outcomes.values()) else 0
 

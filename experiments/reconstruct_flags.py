@@ -27,6 +27,14 @@ OVERWRITE = flags.DEFINE_bool(
 DEVICES = flags.DEFINE_string(
     "devices", "all", "With --videos: how many devices of this process take clips; or all."
 )
+PER_CLIP = flags.DEFINE_integer(
+    "devices_per_clip", 0, "Devices that divide frames and pairs of one clip in the pairwise "
+    "network; 0: as many as hold its parameters, which is 1 if they fit.", lower_bound=0,
+)  # fmt: skip
+FSDP = flags.DEFINE_integer(
+    "fsdp", 0, "Devices that each hold a share of the pairwise network's parameters; 0: no more "
+    "than it takes for them to fit.", lower_bound=0,
+)  # fmt: skip
 flags.register_multi_flags_validator(
     ["video", "videos"],
     lambda given: (given["video"] is None) != (given["videos"] is None),

@@ -112,17 +112,23 @@ class Run:
 
 
 def reconstruct_many(
-    patterns: Sequence[str], output: Path, settings: Settings, device_count: str = "all"
+    patterns: Sequence[str],
+    output: Path,
+    settings: Settings,
+    device_count: str = "all",
+    division: Sequence[int] = (0, 0),
 ) -> dict[str, dict[str, Any]]:
     """Writes OUTPUT/CLIP/ for every clip, clips.json and index.html; returns name -> outcome.
 
-    device_count: of this process, as `devices.chosen` reads it. Raises UserError for settings that
-    can serve no clip; what goes wrong with one clip is in its outcome.
+    device_count: of this process, as `devices.chosen` reads it. division: of the devices among the
+    clips. Raises UserError for settings that can serve no clip; what goes wrong with one clip is in
+    its outcome.
     """
     found = clip_sources.find(patterns, "videos")
     sources = {clip.name: clip for clip in found if clip.path.resolve() != output.resolve()}
     check_settings(settings, sources)
-    places = open_places(settings, devices.chosen(device_count))
+    chosen = devices.chosen(device_count)
+    places = [Place(*found) for found in reconstruct_video.open_places(settings, chosen, division)]
     models = places[0].models
     reading = reconstruct_video.reading(settings, models)
     costs = {
@@ -235,24 +241,6 @@ def _finished(summary: Mapping[str, Any]) -> dict[str, Any]:
         "seconds": round(sum(record["seconds"] for record in summary["stages"]), 2),
         "fingerprint": summary["clip"]["fingerprint"],
     }
-
-
-def open_places(settings: Settings, chosen: Sequence[jax.Device]) -> list[Place]:
-    """Returns a place for every device of this process, with the networks on it."""
-    models = reconstruct_video.open_models(settings)
-    if len(chosen) == 1:
-        return [Place(chosen[0], models)]
-    return [
-        Place(
-            device,
-            dataclasses.replace(
-                models,
-                model=devices.placed(models.model, device),
-                flow=devices.placed(models.flow, device),
-            ),
-        )
-        for device in chosen
-    ]
 
 
 def for_clip(settings: Settings, name: str) -> Settings:

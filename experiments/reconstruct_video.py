@@ -74,20 +74,55 @@ class Models:
     flow: Any = None
 
 
-def open_models(settings: Settings, focal: float | None = None) -> Models:
+def open_models(
+    settings: Settings, focal: float | None = None, division: Sequence[int] = (0, 0)
+) -> Models:
     """Returns the networks that the settings name; heavy modules are imported here.
 
-    focal: of the pictures in pixels, if known. Raises UserError.
+    focal: of the pictures in pixels, if known. division: see `devices.Division`. Raises UserError.
+    """
+    import jax
+
+    ((_, models),) = open_places(settings, jax.local_devices(), division, focal, 1)
+    return models
+
+
+def open_places(
+    settings: Settings,
+    available: Sequence[Any],
+    division: Sequence[int] = (0, 0),
+    focal: float | None = None,
+    groups: int | None = None,
+) -> list[tuple[Any, Models]]:
+    """Returns (first device, networks) of groups of devices that work on a clip each.
+
+    groups: at most so many. Others as `open_models`. Raises UserError.
     """
     import align3r_jax
     from align3r_jax.priors import sources
+    from experiments import devices
 
     config = settings.config
     if config.max_memory:
         plan.parse_memory(config.max_memory)
     prior = sources.open_prior(config, **({} if focal is None else {"focal": focal}))
     flow = sources.open_flow(config.flow)
-    return Models(align3r_jax.load(settings.weights) if settings.weights else None, prior, flow)
+    weights, divided = settings.weights, devices.Division(*division)
+    if weights is None:
+        if max(divided) > 1:
+            raise UserError(
+                "--devices_per_clip and --fsdp divide the work of a pairwise network; give "
+                "--weights, or leave them out."
+            )
+        alone = [(device, None) for device in available[:groups]]
+    else:
+        alone = devices.open_divided(
+            lambda place: align3r_jax.load(weights, sharding=place), available, divided, groups
+        )
+    return [
+        (device, Models(model, prior, devices.placed(flow, device) if len(alone) > 1 else flow))
+        for device, model in alone
+    ]
 
 
 def models_for(models: Models, settings: Settings, focal: float | None) -> Models:

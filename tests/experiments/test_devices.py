@@ -9,10 +9,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 
 from align3r_jax.errors import UserError
 from align3r_jax.evaluation import methods
+from align3r_jax.weights.store import LoadedNetwork
 from experiments import devices, evaluation_run
 from experiments.evaluation_run import Job
 
@@ -101,3 +103,20 @@ def test_two_virtual_devices_give_the_numbers_of_one(tmp_path):
     assert used == {"1": {"cpu:0"}, "2": {"cpu:0", "cpu:1"}}
     assert summaries["1"]["sequences"] == summaries["2"]["sequences"]
     assert list(summaries["2"]["sequences"]) == ["desk", "room", "street"]
+
+
+def test_devices_are_divided_among_clips():
+    (device,) = jax.local_devices()[:1]
+    params = {"a": np.ones((4, 3), np.float32)}
+
+    def load(sharding):
+        placed = jax.tree.map(jax.device_put, params, sharding(params))
+        return LoadedNetwork(None, placed, "x", "c", {})
+
+    found = devices.open_divided(load, [device] * 3, devices.Division())
+    assert [place for place, _ in found] == [device] * 3
+    assert all(network.params["a"].sharding.is_fully_replicated for _, network in found)
+    assert len(devices.open_divided(load, [device] * 3, devices.Division(1, 1), groups=1)) == 1
+    for wrong in ((2, 0), (3, 2), (0, 2), (0, 4)):
+        with pytest.raises(UserError, match="--devices_per_clip must be a divisor"):
+            devices.open_divided(load, [device] * 3, devices.Division(*wrong))

@@ -46,7 +46,9 @@ def quick(monkeypatch):
         return summary
 
     monkeypatch.setattr(reconstruct_video, "reconstruct_video", fake)
-    monkeypatch.setattr(reconstruct_video, "open_models", lambda settings: Models())
+    monkeypatch.setattr(
+        reconstruct_video, "open_places", lambda _, devices, *more: [(d, Models()) for d in devices]
+    )
     return errors, done
 
 
