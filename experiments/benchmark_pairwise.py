@@ -100,11 +100,14 @@ def rows(
     settings = ReconstructConfig(predictor="network", pair_batch=size, compute_dtype=dtype)
     predictor = choose.make_predictor(settings, model, prior, None, lambda sentence: None)
     with Sections() as sections:
-        predictor.prepare(*benchmark_stages.first_frames(frames, prior, size), None)
+        # Waited for: what still runs would be measured with what follows.
+        warm = predictor.prepare(*benchmark_stages.first_frames(frames, prior, size), None)
+        jax.block_until_ready(warm)
+        del warm
         prepare = sections.measured("encode", predictor.prepare)
         state = prepare(*benchmark_stages.first_frames(frames, prior, encode_run * size), None)
         graphs = _graphs(flow.graphs, min(count, encode_run * size), decode_run, size)
-        predictor.predict(state, _cut(graphs[0], size))
+        jax.block_until_ready(predictor.predict(state, _cut(graphs[0], size)))
         predict = sections.measured("decode pairs", predictor.predict)
         for graph in graphs:
             predict(state, graph)
