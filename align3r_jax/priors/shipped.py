@@ -77,10 +77,9 @@ class SmallDepthModel:
 
     def __call__(self, images: Array) -> DepthMaps:
         """Returns relative depth (T, h, w) at the network's size, median 1 per frame."""
-        network, params = _small_depth_network()
+        network, params, apply = _small_depth_network()
         width = network.config.width
         height = max(16, 16 * round(width * images.shape[1] / images.shape[2] / 16))
-        apply = jax.jit(lambda p, x: network.apply({"params": p}, x))
         depths = []
         for image in images:
             frame = cv2.resize(np.asarray(image), (width, height), interpolation=cv2.INTER_AREA)
@@ -90,6 +89,8 @@ class SmallDepthModel:
 
 
 @functools.cache
-def _small_depth_network() -> tuple[SmallDepth, Any]:
+def _small_depth_network() -> tuple[SmallDepth, Any, Callable[[Any, Any], jax.Array]]:
+    """The network, its weights and its program, compiled once however often frames come."""
     params, settings = store.load_shipped("small_depth")
-    return SmallDepth(config_lib.from_dict(SmallDepthConfig, settings)), params
+    network = SmallDepth(config_lib.from_dict(SmallDepthConfig, settings))
+    return network, params, jax.jit(lambda p, x: network.apply({"params": p}, x))
