@@ -10,6 +10,7 @@ CroCo v2 (encoder, decoder), DUSt3R (heads, output), Align3R (prior branch). Wit
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -269,14 +270,17 @@ class Align3R(nn.Module):
         """Adds what depends on the frame and on its place in a pair."""
         by, tokens, grid = self._rotation(features), features.decoder_tokens, features.grid
         with attention.precision_context(self.precision):
-            features = features.replace(
-                begun1=self.decoder1.begin(tokens, by), begun2=self.decoder2.begin(tokens, by)
+            features = dataclasses.replace(
+                features,
+                begun1=self.decoder1.begin(tokens, by),
+                begun2=self.decoder2.begin(tokens, by),
             )
             if reuse == "block" or self.config.head == "linear":
                 return features
             if features.portrait is not None:
                 raise ValueError('reuse="head" needs frames that are all stored upright.')
-            return features.replace(
+            return dataclasses.replace(
+                features,
                 shallow1=self.head1.shallow(features.tokens, grid),
                 shallow2=self.head2.shallow(features.tokens, grid),
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Literal
 
 import jax
@@ -45,8 +46,8 @@ class FrameFeatures:
     def as_view(self, view: int) -> FrameFeatures:
         """Without what only the other view of a pair (1 or 2) needs."""
         if view == 1:
-            return self.replace(begun2=None, shallow2=None)
-        return self.replace(begun1=None, shallow1=None)
+            return dataclasses.replace(self, begun2=None, shallow2=None)
+        return dataclasses.replace(self, begun1=None, shallow1=None)
 
     def take(self, frames: Any) -> FrameFeatures:
         """The features of the frames with these indices, e.g. the first views of some pairs."""

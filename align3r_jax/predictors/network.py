@@ -113,7 +113,7 @@ class NetworkPredictor:
     ) -> FrameFeatures:
         """Returns the features of some frames, on the device if they fit and may stay there."""
         store: FrameFeatures | None = None
-        pending: tuple[FrameFeatures, int] | None = None
+        pending: tuple[FrameFeatures, slice] | None = None
         count = len(frames)
         for indices, start in _windows(count, self._batch):
             chosen = frames[indices]
