@@ -5,11 +5,21 @@ Each stage is a pure function of what came before; this file only puts them in o
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from align3r_jax import pairing, stages
 from align3r_jax import plan as plan_lib
-from align3r_jax.alignment import finish, hierarchical, user_inputs, user_world
+from align3r_jax.alignment import (
+    align,
+    batch,
+    bucketed,
+    finish,
+    hierarchical,
+    user_inputs,
+    user_world,
+)
 from align3r_jax.alignment.terms import prior_depth
 from align3r_jax.config import ReconstructConfig
 from align3r_jax.errors import UserError
@@ -235,8 +245,16 @@ def _align_flat(
             ignore=user.ignore,
             depth_prior=None if prior is None else prior.depth,
             progress=run.progress("alignment"),
+            solver=_solver(graph, config),
         ),
     )
+
+
+def _solver(graph: PairGraph, config: ReconstructConfig) -> align.Solver:
+    if not config.buckets:
+        return align.solve
+    like = pairing.make_pairs(batch.bucket(graph.num_frames), config.pairs)
+    return functools.partial(bucketed.solve, like=like)
 
 
 def _align_hierarchical(

@@ -17,6 +17,7 @@ from align3r_jax.alignment import initialise as initialise_lib
 from align3r_jax.alignment import known_cameras, motion_mask, objective, soundness, two_view
 from align3r_jax.alignment import variables as variables_lib
 from align3r_jax.alignment.solvers import adam, second_order
+from align3r_jax.alignment.solvers import gauss_newton_slots as slots_lib
 from align3r_jax.alignment.terms import flow as flow_term
 from align3r_jax.alignment.terms import pointmap
 from align3r_jax.config import AlignmentConfig
@@ -55,7 +56,8 @@ class Task:
     """One alignment ready for a solver, its inputs still as they came (`prepare` lays them out).
 
     mask: (T, H, W) bool. scene_mask: variables -> the mask that a scene implies; updates: how often
-    the solver asks for it. The rest: see `align`.
+    the solver asks for it. frame_valid (T,), pair_valid (P,): what does not only fill up; None:
+    all. degrees: of `gauss_newton_slots`, at least; None: those of the data. The rest: see `align`.
     """
 
     predictions: PairPredictions
@@ -69,6 +71,9 @@ class Task:
     config: AlignmentConfig = struct.field(pytree_node=False)
     scene_mask: Callable[[AlignmentVariables], np.ndarray] = struct.field(pytree_node=False)
     updates: int = struct.field(pytree_node=False)
+    frame_valid: Array | None = None
+    pair_valid: Array | None = None
+    degrees: slots_lib.Degrees | None = struct.field(pytree_node=False, default=None)
 
     def trainable(self) -> AlignmentVariables:
         """Returns what the solver may move."""
@@ -82,6 +87,9 @@ class Solved(NamedTuple):
     pair_losses: Array
 
 
+Solver = Callable[[Task, adam.Progress | None], Solved]
+
+
 def solve(task: Task, progress: adam.Progress | None = None) -> Solved:
     """Runs the solver of the config on one task."""
     problem = objective.prepare(
@@ -91,14 +99,20 @@ def solve(task: Task, progress: adam.Progress | None = None) -> Solved:
         task.start,
         task.mask,
         task.config,
+        task.frame_valid,
+        task.pair_valid,
         known=task.known,
         ignore=task.ignore,
         depth_prior=task.depth_prior,
     )
     # Two-view scenes take no steps at all.
     is_second_order = task.config.solver == "gauss_newton" and task.config.iterations > 0
-    solver = second_order if is_second_order else adam
-    outcome = solver.optimise(
+    optimise = (
+        functools.partial(second_order.optimise, degrees=task.degrees)
+        if is_second_order
+        else adam.optimise
+    )
+    outcome = optimise(
         task.start,
         problem,
         task.config,
@@ -117,15 +131,17 @@ def align_graph(
     config: AlignmentConfig,
     *,
     progress: adam.Progress | None = None,
+    solver: Solver = solve,
     **inputs: Any,
 ) -> AlignResult:
     """Aligns all pairs of a graph into one scene: `prepare`, `solve`, `finish`.
 
     inputs: as of `prepare`. progress: called as (iteration, total, loss) every few iterations.
+    solver: `solve`, or one that fills the task up first (`bucketed.solve`).
     Raises UserError if the inputs do not fit together.
     """
     task = prepare(predictions, graph, flow, config, **inputs)
-    return finish(task, solve(task, progress))
+    return finish(task, solver(task, progress))
 
 
 def prepare(

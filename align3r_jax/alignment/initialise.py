@@ -90,7 +90,9 @@ def encode(scene: StartingScene, config: AlignmentConfig) -> AlignmentVariables:
     )
 
 
-_encode = jax.jit(variables.encode, static_argnames="config")
+@partial(jax.jit, static_argnames="config")
+def _encode(depth, world_from_cam, focal, scale, rotation, translation, config):
+    return variables.encode(depth, world_from_cam, focal, scale, rotation, translation, config)
 
 
 def starting_scene(

@@ -10,6 +10,7 @@ all sigma_e is always `base_scale`, so the scene can neither shrink nor grow.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -326,8 +327,12 @@ def decode(
     )
 
 
-# For the host: one program, where `decode` outside of a trace would compile every operation.
-decode_whole = jax.jit(decode, static_argnames=("config", "image_size"))
+@functools.partial(jax.jit, static_argnames=("config", "image_size"))
+def decode_whole(
+    variables: AlignmentVariables, config: AlignmentConfig, image_size: tuple[int, int]
+) -> Geometry:
+    """`decode` for the host: one program, where that would compile every operation."""
+    return decode(variables, config, image_size)
 
 
 def trainable(

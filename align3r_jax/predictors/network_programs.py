@@ -6,6 +6,7 @@ from shapes, exported, or counted.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ EncodeProgram = Callable[[Any, jax.Array, jax.Array | None, jax.Array | None], F
 DecodeProgram = Callable[[Any, FrameFeatures, FrameFeatures], PairPredictions]
 
 
+@functools.lru_cache(maxsize=16)  # one function for all videos, so that jax.jit knows it again
 def encode_program(
     config: NetworkConfig,
     compute_dtype: str = "float32",
@@ -48,6 +50,7 @@ def encode_program(
     return encode
 
 
+@functools.lru_cache(maxsize=16)
 def decode_program(
     config: NetworkConfig,
     compute_dtype: str = "float32",

@@ -101,13 +101,15 @@ def optimise(
     refresh: Callable[[AlignmentVariables, objective.Problem], objective.Problem] | None = None,
     refresh_count: int = 0,
     progress: adam.Progress | None = None,
+    degrees: slots_lib.Degrees | None = None,
 ) -> adam.Outcome:
     """Minimises `objective.evaluate` from `variables`.
 
     refresh(variables, problem) is called `refresh_count` times, evenly spread over the steps, with
     full-size variables, and gives the full-size problem to go on with (same shapes). progress(step,
     total, loss) is called after every part. A loss that is not finite gives back the start and sets
-    `failed`. The trace holds config.gauss_newton_steps entries on the lattice, as
+    `failed`. degrees: bounds of how many pairs and fields meet a frame, part of a program's shape;
+    None: those of the data. The trace holds config.gauss_newton_steps entries on the lattice, as
     `gauss_newton.scan`, and one of the end at full size.
     """
     stride = lattice.stride_for(*problem.image_size, config.lattice_stride)
@@ -115,7 +117,7 @@ def optimise(
     parts = refresh_count + 1 if refresh is not None else 1
     length = -(-total // parts)
     reduced, state = _start(variables, problem, stride=stride, config=config)
-    degrees = slots_lib.degrees(reduced)
+    degrees = degrees or slots_lib.degrees(reduced)
     trainable = jax.tree.map(jnp.asarray, trainable)
     traces = []
     for first in range(0, total, length):
