@@ -150,7 +150,7 @@ def _recorded_camera(scene: Scene, t: int) -> _Marks:
                        indexing="ij")  # fmt: skip
     top_left, right, down = corners[1], corners[2] - corners[1], corners[4] - corners[1]
     points = top_left + x.reshape(-1, 1) * right + y.reshape(-1, 1) * down
-    sizes = np.full(len(points), 1.1 * np.linalg.norm(right) / columns)
+    sizes = np.full(len(points), 1.7 * np.linalg.norm(right) / columns)
     plane = _Marks(points.astype(np.float32), sizes.astype(np.float32), shrunk.reshape(-1, 3))
     return _join([*edges, plane])
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -79,11 +79,10 @@ def part(scene: Scene, start: int = 0, end: int | None = None, stride: int = 1) 
             f"Of {len(scene.depth)} frames, none is left between --start={start} and "
             f"--end={'the last' if end is None else end}; the first is 0."
         )
-    return dataclasses.replace(
-        scene,
-        **{name: np.asarray(getattr(scene, name))[frames] for name in (*_PER_FRAME, "times")},
-        names=tuple(scene.names[t] for t in frames),
-    )
+    chosen: dict[str, Any] = {
+        name: np.asarray(getattr(scene, name))[frames] for name in (*_PER_FRAME, "times")
+    }
+    return dataclasses.replace(scene, names=tuple(scene.names[t] for t in frames), **chosen)
 
 
 def take(scene: Scene, rules: pointcloud.PointFilter) -> Sample:

@@ -19,7 +19,8 @@ from align3r_jax.viewer import camera_path, layers
 
 Cameras = Literal["all", "current", "none"]
 UNITS = 3.0  # of the page: from so far off, the whole scene is seen
-DISTANCE = 3.3  # of the first view; the panel covers a part of the window
+DISTANCE = 3.6  # of the first view
+ASIDE = np.array([0.35, 0.0, 0.0])  # moves the scene to the left, from under the panel
 CHUNKS = 64  # nodes of gathered points, shown and hidden as the video goes on
 FRUSTA = 12  # cameras drawn at most; of a longer video every n-th
 PICTURE_WIDTH = 160  # pixels, in a frustum
@@ -102,17 +103,17 @@ class LiveScene:
             client.camera.fov = np.radians(camera_path.FIELD_OF_VIEW)
             client.camera.up_direction = (0.0, 1.0, 0.0)
             client.camera.position = self._eye()
-            client.camera.look_at = (0.0, 0.0, 0.0)
+            client.camera.look_at = ASIDE
 
     def _eye(self) -> np.ndarray:
         pitch = np.radians(camera_path.ORBIT_PITCH)
-        return DISTANCE * np.array([0.0, np.sin(pitch), np.cos(pitch)])
+        return ASIDE + DISTANCE * np.array([0.0, np.sin(pitch), np.cos(pitch)])
 
     def _prepare(self, height: int, width: int) -> None:
         scene = self._server.scene
         scene.set_up_direction("+y")
         start = self._server.initial_camera
-        start.position, start.look_at, start.up = self._eye(), np.zeros(3), np.array([0.0, 1, 0])
+        start.position, start.look_at, start.up = self._eye(), ASIDE, np.array([0.0, 1, 0])
         start.fov = np.radians(camera_path.FIELD_OF_VIEW)
         start.near = 0.002
         colours = gltf.camera_colours(self._frames)

@@ -31,7 +31,8 @@ autodoc_preserve_defaults = True
 autodoc_default_options = {"members": True, "undoc-members": False}
 
 _PAGES = {
-    "Start": ["docs/python", "docs/notebooks/sample_clip", "docs/conventions", "docs/outputs"],
+    "Start": ["docs/python", "docs/notebooks/sample_clip", "docs/conventions", "docs/outputs",
+              "docs/viewer"],
     "Reconstruct": ["docs/weights", "docs/alignment", "docs/long_videos", "docs/pods",
                     "docs/troubleshooting", "docs/coming_from_pytorch"],
     "Train and measure": ["docs/training", "docs/training_data", "docs/scaling",
