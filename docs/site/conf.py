@@ -33,7 +33,8 @@ autodoc_default_options = {"members": True, "undoc-members": False}
 _PAGES = {
     "Start": ["docs/python", "docs/notebooks/sample_clip", "docs/conventions", "docs/outputs",
               "docs/viewer"],
-    "Reconstruct": ["docs/weights", "docs/alignment", "docs/long_videos", "docs/pods",
+    "Reconstruct": ["docs/weights", "docs/alignment", "docs/long_videos", "docs/real_time",
+                    "docs/pods",
                     "docs/troubleshooting", "docs/coming_from_pytorch"],
     "Train and measure": ["docs/training", "docs/training_data", "docs/scaling",
                           "docs/evaluation", "docs/performance"],

@@ -61,7 +61,7 @@ def clip():
 
 def _prior(clip):
     rng = np.random.default_rng(1)
-    depth = clip.depth * np.exp(0.2 * rng.standard_normal((len(clip.depth), 1, 1)))
+    depth = clip.depth * np.exp(0.4 * rng.standard_normal((len(clip.depth), 1, 1)))
     depth = depth.astype(np.float32)
     return DepthPrior(depth, depth, None, "files")
 
@@ -71,8 +71,8 @@ def test_cameras_and_depth_with_a_prior_whose_scale_flickers(clip):
     scene = pipeline.reconstruct(clip.frames, prior=_prior(clip), config=CONFIG)
     position, turn = flow_scene.trajectory_error(scene.world_from_cam, clip.world_from_cam)
     assert position < 0.15 and turn < 0.35
-    assert flow_scene.depth_error(scene.depth, clip.depth) < 0.1
-    assert flow_scene.depth_error(_prior(clip).depth, clip.depth) > 0.12  # the flicker is gone
+    error = flow_scene.depth_error(scene.depth, clip.depth)
+    assert error < 0.1 and error < 0.7 * flow_scene.depth_error(_prior(clip).depth, clip.depth)
 
 
 @pytest.mark.slow
