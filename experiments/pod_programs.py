@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from align3r_jax import config as config_lib
 from align3r_jax.alignment import batch, sharded, solve
@@ -16,6 +17,9 @@ from align3r_jax.predictors import network_mesh, network_programs
 from align3r_jax.structs import AlignmentPriors, PairGraph, PairPredictions
 from align3r_jax.weights import placement
 from experiments import compiled_program
+
+# Nothing is run, so the machine code may be slow; what is counted is decided before.
+_QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def network_rows(
@@ -47,8 +51,8 @@ def network_rows(
         ("encode", network_mesh.over_mesh(encode, mesh, whole=True), inputs),
         ("decode", network_mesh.over_mesh(decode, mesh, whole=False), (features, features)),
     ):
-        compiled = jax.jit(program).lower(params, *arguments).compile()
-        rows.append(_row(name, compiled, len(devices), fsdp))
+        lowered = jax.jit(program).lower(params, *arguments)
+        rows.append(_row(name, lowered, len(devices), fsdp))
     return rows
 
 
@@ -71,7 +75,7 @@ def alignment_row(
     mesh = sharded.make_mesh(1, len(devices), devices)
     degrees = solve.degrees(stacked.graph, stacked.priors, config)
     program = sharded.compiled(mesh, config, degrees)
-    return _row("align", program.lower(*sharded.place(stacked, mesh)).compile(), len(devices), 1)
+    return _row("align", program.lower(*sharded.place(stacked, mesh)), len(devices), 1)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -92,10 +96,11 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _row(name: str, compiled: Any, devices: int, fsdp: int) -> dict[str, Any]:
+def _row(name: str, lowered: Any, devices: int, fsdp: int) -> dict[str, Any]:
+    compiled = lowered.compile(compiler_options=_QUICK)
     found = compiled_program.collectives(compiled.as_text()) if devices > 1 else []
     memory = compiled.memory_analysis()
-    return {
+    row = {
         "program": name,
         "devices": devices,
         "fsdp": fsdp,
@@ -105,6 +110,8 @@ def _row(name: str, compiled: Any, devices: int, fsdp: int) -> dict[str, Any]:
         "arguments": memory.argument_size_in_bytes,
         "temporary": memory.temp_size_in_bytes,
     }
+    logging.info("%s", row)
+    return row
 
 
 def _placed(abstract: Any, shardings: Any) -> Any:
