@@ -15,9 +15,12 @@ import jax
 import jax.numpy as jnp
 
 from align3r_jax import config as config_lib
+from align3r_jax import plan as plan_lib
 from align3r_jax.config import NetworkConfig, ReconstructConfig
 from align3r_jax.errors import UserError
 from align3r_jax.networks import align3r, heads
+from align3r_jax.networks import cost as cost_lib
+from align3r_jax.networks.frame_features import Reuse
 from align3r_jax.predictors import choose, network_programs
 from align3r_jax.structs import DepthPrior, Frames, PairGraph
 from align3r_jax.weights import store
@@ -29,6 +32,7 @@ from experiments.benchmark_stages import Flow
 
 SMALL, FLOW = "small", "flow"
 _SHIPPED = "align3r_small"
+_FORMULA = "formula (networks.cost)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,15 +93,17 @@ def rows(
     """Returns encoder, decoders and heads on the frames and graphs of a run of the main flow."""
     config, size = model.config, budget.pair_batch
     frames, prior = flow.frames, flow.prior if model.config.prior_branch else None
-    costs = _costs(model, frames, prior, size, dtype)
     count = frames.num_frames
+    settings = ReconstructConfig(predictor="network", pair_batch=size, compute_dtype=dtype)
+    plan = plan_lib.make_plan(count, *frames.images.shape[1:3], settings, network=config)
+    settings = dataclasses.replace(settings, feature_reuse=plan.reuse)
+    costs = _costs(model, frames, prior, size, dtype, plan.reuse)
     encoded = math.ceil(count / size)
     decoded = sum(math.ceil(graph.num_pairs / size) for graph in flow.graphs)
     encode_run = budget.run(costs["encode"], encoded, ceilings)
     encode_run = max(encode_run, min(encoded, math.ceil(2 / size)))  # a pair at least
     decode_run = budget.run(costs["decode"], decoded, ceilings)
 
-    settings = ReconstructConfig(predictor="network", pair_batch=size, compute_dtype=dtype)
     predictor = choose.make_predictor(settings, model, prior, None, lambda sentence: None)
     with Sections() as sections:
         # Waited for: what still runs would be measured with what follows.
@@ -131,8 +137,15 @@ def rows(
     )
     found.append(
         benchmark_rows.of_measured(
-            benchmark_rows.HEADS, pairs, "pair", alone, batches=decoded, part_of="decode pairs"
-        )
+            benchmark_rows.HEADS,
+            pairs,
+            "pair",
+            alone,
+            batches=decoded,
+            part_of="decode pairs",
+            flops=2 * size * cost_lib.head(config, *frames.images.shape[1:3], _head_form()),
+            counted=_FORMULA,
+        )  # fmt: skip
     )
     return found
 
@@ -152,9 +165,17 @@ def heads_program(config: NetworkConfig, grid: tuple[int, int]) -> Any:
 
 
 def _costs(
-    model: LoadedNetwork, frames: Frames, prior: DepthPrior | None, size: int, dtype: str
+    model: LoadedNetwork,
+    frames: Frames,
+    prior: DepthPrior | None,
+    size: int,
+    dtype: str,
+    reuse: Reuse,
 ) -> dict[str, Cost]:
-    """What one batch of the two programs costs."""
+    """What one batch of the two programs costs; operations by formula.
+
+    The compiler's analysis counts a loop's body once, and the heads loop over strips.
+    """
     height, width = frames.images.shape[1:3]
     maps = has_prior = None
     if prior is not None:
@@ -165,14 +186,23 @@ def _costs(
         lambda tree: network_programs.stored_weights(tree, dtype),
         benchmark_measure.shapes(model.params),
     )
-    encode = network_programs.encode_program(model.config, dtype)
+    encode = network_programs.encode_program(model.config, dtype, reuse=reuse)
     features = jax.eval_shape(encode, params, images, maps, has_prior)
     views = [jax.eval_shape(lambda f, k=k: f.as_view(k), features) for k in (1, 2)]
     decode = network_programs.decode_program(model.config, dtype)
+    encoded = benchmark_measure.program_cost(encode, params, images, maps, has_prior)
+    decoded = benchmark_measure.program_cost(decode, params, *views)
+    one_frame = cost_lib.encode(model.config, height, width, reuse)
+    one_pair = cost_lib.decode(model.config, height, width, reuse, _head_form())
     return {
-        "encode": benchmark_measure.program_cost(encode, params, images, maps, has_prior),
-        "decode": benchmark_measure.program_cost(decode, params, *views),
+        "encode": dataclasses.replace(encoded, flops=size * one_frame, counted=_FORMULA),
+        "decode": dataclasses.replace(decoded, flops=size * one_pair, counted=_FORMULA),
     }
+
+
+def _head_form() -> str:
+    """The form that `layers.dpt.Dpt` takes by itself."""
+    return "cheap" if jax.default_backend() == "cpu" else "direct"
 
 
 def _head_inputs(model: LoadedNetwork, frames: Frames, size: int) -> tuple[Any, ...]:

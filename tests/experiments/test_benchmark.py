@@ -70,7 +70,7 @@ def test_every_stage_has_a_row(case):
         assert (row["part_of"] != "") == (name in ("heads", "one Adam iteration"))
     for name in ("encode", "decode pairs", "heads"):
         assert rows[name]["gflop"] > 0 and rows[name]["compile_seconds"] > 0
-        assert rows[name]["counted"] == "compiled program"
+        assert rows[name]["counted"] == "formula (networks.cost)"
     assert rows["encode"]["items"] == 2 and rows["decode pairs"]["items"] == 2
     assert rows["heads"]["gflop"] < rows["decode pairs"]["gflop"]
     stages = [row for row in rows.values() if not row["part_of"]]
