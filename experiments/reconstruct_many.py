@@ -8,6 +8,7 @@ was reached.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -97,6 +98,9 @@ class Run:
         found = self._result(name)
         if found is not None and found.get("clip", {}).get("fingerprint") == mine:
             told = outcome if outcome and not failed else {}
+            if not told:  # its process may have died before it could tidy up
+                with contextlib.suppress(OSError, UserError):
+                    reconstruct_video.remove_partial(self.output / f"{name}.partial")
             self.outcomes[name] = {**_finished(found), **told}
             return True
         return False

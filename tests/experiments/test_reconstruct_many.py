@@ -82,8 +82,11 @@ def test_longest_first_failures_told_and_only_what_is_missing_done_again(clips, 
     # Without the outcomes the results speak for themselves.
     for path in (output / ".queue").glob("*.json"):
         path.unlink()
+    (output / "b.partial").mkdir()
+    (output / "b.partial" / "alignment.npz").touch()
     del done[:]
     assert _many(clips, output)["b"]["seconds"] == 1.5 and not done
+    assert not (output / "b.partial").exists()
 
 
 def test_a_result_of_other_settings_is_not_passed_off_as_this_one(clips, tmp_path, quick):
