@@ -33,7 +33,8 @@ def to_scene(
 
     world: the way from the result to the world of known poses; None: the world is the camera of
     the first frame, unless the poses were given. scale: multiplies the result before. With
-    `config.clean` points that others see through have confidence 0. metric: depth is in metres.
+    `config.clean` standing points that others see through have confidence 0. metric: depth is in
+    metres.
     given_mask: (T, H, W) float32 masks of the user, NaN where there are none; with
     `config.outline_masks` the others are drawn to the edges of their images.
     """
@@ -42,9 +43,12 @@ def to_scene(
     poses = geometry.world_from_cam
     if world is None and not result.fixed_world:
         poses = _from_first(poses)
-    confidence = result.confidence
+    mask = np.asarray(result.dynamic_mask, bool)
+    if config.outline_masks:
+        mask = mask_outline.to_image_edges(mask, np.asarray(frames.images), given_mask)
+    confidence = np.asarray(result.confidence, np.float32)
     if config.clean:
-        confidence = clean_confidence(
+        cleaned = clean_confidence(
             confidence,
             geometry.depth,
             geometry.intrinsics,
@@ -52,9 +56,8 @@ def to_scene(
             config.clean_tolerance,
             config.clean_views,
         )
-    mask = np.asarray(result.dynamic_mask, bool)
-    if config.outline_masks:
-        mask = mask_outline.to_image_edges(mask, np.asarray(frames.images), given_mask)
+        # Another frame says nothing of what has moved on since.
+        confidence = np.where(mask, confidence, cleaned)
     poses = np.array(poses, np.float64)
     poses[:, :3, 3] *= scale
     factor = scale

@@ -81,3 +81,15 @@ def test_scene():
     assert not finish.point_mask(scene, 2.0).any() and finish.point_mask(scene, 1.9).all()
     kept = finish.to_scene(_result(fixed_world=True), frames, config)
     np.testing.assert_allclose(kept.world_from_cam, geometry.world_from_cam, atol=1e-6)
+
+
+def test_cleaning_judges_what_stands(monkeypatch):
+    """What moves keeps its confidence: other frames may well see through where it was."""
+    size = WorkingSize((tiny.H, tiny.W), (tiny.H, tiny.W), (0, 0), (tiny.H, tiny.W))
+    images = np.zeros((tiny.T, tiny.H, tiny.W, 3), np.uint8)
+    frames = Frames(images, np.arange(4.0), size, tuple("abcd")).check()
+    monkeypatch.setattr(finish, "clean_confidence", lambda confidence, *_: 0 * confidence)
+    config = AlignmentConfig(shared_focal=False, outline_masks=False)
+    scene = finish.to_scene(_result(), frames, config)
+    assert scene.dynamic_mask.any() and not scene.dynamic_mask.all()
+    np.testing.assert_array_equal(scene.confidence, np.where(scene.dynamic_mask, 2.0, 0.0))
