@@ -128,6 +128,7 @@ def test_features_beyond_the_device_are_streamed_and_order_does_not_matter(frame
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
     expected = whole.predict(state, graph)
     assert isinstance(expected.pointmap1, jax.Array)
+    programs = whole._decode._cache_size()  # predictors of like settings share them
 
     needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     streamed = NetworkPredictor(_loaded(ANCHORED, params), 1, **options, feature_memory=needed - 1)
@@ -142,7 +143,7 @@ def test_features_beyond_the_device_are_streamed_and_order_does_not_matter(frame
     resumed = whole.predict(on_host, graph)
     jax.tree.map(np.testing.assert_array_equal, resumed, expected)
     assert whole._moved[0] is on_host
-    assert whole._decode._cache_size() == 1
+    assert whole._decode._cache_size() == programs
 
 
 @pytest.mark.parametrize("slots", [8, 12])
