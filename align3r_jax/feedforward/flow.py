@@ -28,8 +28,9 @@ Array = jax.Array
 FOCAL_PRIOR = 0.95  # of the long side, where nothing is known
 NOISE_PX = 0.3  # error of trusted flow
 _PIXELS = 2048  # of the lattice, about
-_FOCAL_PULL, _KNOWN_FOCAL_PULL = 0.01, 0.3  # shares of the weight of the flow
-_FOCAL_LEARNT = 0.02  # what each anchor adds to the pull towards the focal found so far
+# Per unit of weight of the flow: squared error of flow that is the same all over the frame (about
+# 0.1 pixels) over the variance of ln f of a guess, of a focal that was given, and at best.
+_FOCAL_PULL, _KNOWN_FOCAL_PULL, _BEST_FOCAL_PULL = 0.1, 5.0, 10.0
 _PRIOR_SPREAD, _PLANE_SPREAD = 0.3, 2.0  # of ln depth, before anything is measured
 _CORRELATED = 0.1  # the errors of flow are far more alike than those of the prior
 _CARRIED = 10.0  # and so do those carried to a new anchor
@@ -46,8 +47,9 @@ class FlowState:
 
     relief, window: see `window`. texture, still, brightness, prior: (P,) of the anchor; detail:
     (H, W) its prior's log depth beside what the lattice shows of it. has_relief: () bool.
-    world_from_anchor: (4, 4). anchor: () int32, its number. log_focal, focal_prior, focal_pull: ().
-    past_poses: see `motion`. count, lost: () int32, frames seen and frames in a row without camera.
+    world_from_anchor: (4, 4). anchor: () int32, its number. log_focal: (); focal: what was known of
+    it before this anchor, its pull per unit of weight. past_poses: see `motion`. count, lost: ()
+    int32, frames seen and frames in a row without camera.
     """
 
     relief: window.Relief
@@ -61,8 +63,7 @@ class FlowState:
     world_from_anchor: Array
     anchor: Array
     log_focal: Array
-    focal_prior: Array
-    focal_pull: Array
+    focal: window.FocalPrior
     past_poses: Array
     count: Array
     lost: Array
@@ -134,8 +135,7 @@ def _first(image, prior, focal, focal_pull):
         world_from_anchor=eye,
         anchor=zero,
         log_focal=jnp.log(focal),
-        focal_prior=jnp.log(focal),
-        focal_pull=focal_pull,
+        focal=window.FocalPrior(jnp.log(focal), focal_pull, jnp.log(focal)),
         past_poses=motion.push(motion.first_poses(), eye),
         count=zero + 1,
         lost=zero,
@@ -173,9 +173,9 @@ def _next(state, image, prior, there, there_weight, back, back_weight, past, con
         rigid.invert(start),
     )  # fmt: skip
     added = window.add(state.window, target, weight, rigid.invert(found), since)
-    pull = state.focal_pull * jnp.sum(added.weight)
+    focal_prior = state.focal.replace(pull=state.focal.pull * jnp.sum(added.weight))
     solved, moved, log_focal = window.solve(
-        state.relief, added, cells.xy, state.log_focal, state.focal_prior, pull
+        state.relief, added, cells.xy, state.log_focal, focal_prior
     )
     error = window.residual(solved, moved, cells.xy, log_focal)
     total = jnp.sum(weight)
@@ -223,6 +223,7 @@ def _next(state, image, prior, there, there_weight, back, back_weight, past, con
         log_depth = _shape(measured, variance, view, level, cells)
         depth = jnp.exp(relief.dense(log_depth, cells, *shape) + view.detail)
 
+    learnt = window.focal_information(solved, moved, cells.xy, log_focal)
     due = good & anchor_lib.is_due(
         config, overlap=overlap, inliers=inliers, confidence=1.0, since=since
     )
@@ -242,8 +243,9 @@ def _next(state, image, prior, there, there_weight, back, back_weight, past, con
         world_from_anchor=world_from_cam,
         anchor=state.count,
         log_focal=log_focal,
-        focal_prior=log_focal,
-        focal_pull=jnp.minimum(state.focal_pull + _FOCAL_LEARNT, _KNOWN_FOCAL_PULL),
+        focal=state.focal.replace(
+            mean=log_focal, pull=jnp.minimum(state.focal.pull + learnt, _BEST_FOCAL_PULL)
+        ),
         past_poses=state.past_poses,
         count=state.count,
         lost=state.lost,

@@ -10,13 +10,17 @@ over all of them, by Levenberg-Marquardt steps:
     sum_kp w_kp c^2 ln(1 + |q_kp - target_kp|^2 / c^2) + sum_p pull_p (ln rho_p - prior_p)^2
         + focal_pull (ln f - ln f0)^2.
 
-The depths are eliminated pixel by pixel; what is left to solve is as small as the window.
+The depths are eliminated pixel by pixel; what is left to solve is as small as the window. c falls
+in steps: a blunt loss finds the valley, a sharp one is not moved by what moves slowly by itself.
+f stays within bounds about the first guess. How much the window itself says of f is what is left of
+its equation when all else is eliminated (`focal_information`).
 """
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from align3r_jax.geometry import rigid
@@ -24,7 +28,9 @@ from align3r_jax.geometry import rigid
 Array = jax.Array
 
 SLOTS = 8  # frames of a window, the current one included
-_SCALE_PX = 1.0  # c: residuals far above it hardly count
+SCALES_PX = ((1.0, 5), (0.3, 6))  # c and steps: residuals far above c hardly count
+_SHARP_PX = SCALES_PX[-1][0]
+FOCAL_BOUNDS = (0.5, 2.6)  # of the guess, as `predictors.flow_normal`
 _MIN_Z = 1e-3
 _MAX_LOG_STEP = 0.5
 
@@ -92,34 +98,58 @@ def add(window: Window, target: Array, weight: Array, pose: Array, since: Array)
     return Window(targets, weights, poses, kept, jnp.where(thin, 2 * window.every, window.every))
 
 
+@struct.dataclass
+class FocalPrior:
+    """What was known of the focal before this window. mean: () log pixels; pull: (), see the head
+    of this file; guess: () log pixels, about which it is bounded."""
+
+    mean: Array
+    pull: Array
+    guess: Array
+
+
 def solve(
-    relief: Relief,
-    window: Window,
-    xy: Array,
-    log_focal: Array,
-    focal_prior: Array,
-    focal_pull: Array,
-    iterations: int = 8,
+    relief: Relief, window: Window, xy: Array, log_focal: Array, known: FocalPrior
 ) -> tuple[Relief, Window, Array]:
     """Returns relief, window and log focal () after some Levenberg-Marquardt steps.
 
-    xy: (P, 2) lattice pixels from the principal point. focal_prior: () log pixels; focal_pull: ().
+    xy: (P, 2) lattice pixels from the principal point. log_focal: () the start.
     """
-    fixed = (relief, window, xy, focal_prior, focal_pull)
-    start = (relief.log_rho, window.cam_from_anchor, log_focal)
+    fixed = (relief, window, xy, known)
 
-    def improve(_, carry):
-        values, cost, damping = carry
-        candidate = _step(values, damping, *fixed)
-        new_cost = _cost(candidate, *fixed)
-        better = new_cost < cost
-        values = jax.tree.map(lambda new, old: jnp.where(better, new, old), candidate, values)
-        damping = jnp.clip(jnp.where(better, 0.3 * damping, 8 * damping), min=1e-6, max=1e3)
-        return values, jnp.where(better, new_cost, cost), damping
+    def rounds(values, scale, steps):
+        def improve(_, carry):
+            values, cost, damping = carry
+            candidate = _step(values, damping, scale, *fixed)
+            new_cost = _cost(candidate, scale, *fixed)
+            better = new_cost < cost
+            values = jax.tree.map(lambda new, old: jnp.where(better, new, old), candidate, values)
+            damping = jnp.clip(jnp.where(better, 0.3 * damping, 8 * damping), min=1e-6, max=1e3)
+            return values, jnp.where(better, new_cost, cost), damping
 
-    carry = (start, _cost(start, *fixed), jnp.float32(1e-3))
-    (log_rho, poses, log_focal), _, _ = jax.lax.fori_loop(0, iterations, improve, carry)
-    return relief.replace(log_rho=log_rho), window.replace(cam_from_anchor=poses), log_focal
+        carry = (values, _cost(values, scale, *fixed), jnp.float32(1e-3))
+        values, _, _ = jax.lax.fori_loop(0, steps, improve, carry)
+        return values
+
+    values = (relief.log_rho, window.cam_from_anchor, log_focal)
+    for scale, steps in SCALES_PX:
+        values = rounds(values, scale, steps)
+    log_rho, poses, log_focal = values
+    moved = window.replace(cam_from_anchor=poses)
+    return relief.replace(log_rho=log_rho), moved, log_focal
+
+
+def focal_information(relief: Relief, window: Window, xy: Array, log_focal: Array) -> Array:
+    """Returns () px^2 per unit of weight: d^2 of the cost by ln f^2, all else eliminated.
+
+    Squared noise of the flow over it is the variance of ln f.
+    """
+    values = (relief.log_rho, window.cam_from_anchor, log_focal)
+    system = _system(values, 0.0, _SHARP_PX, relief, window, xy)
+    matrix = system.reduced
+    through = jnp.linalg.solve(matrix[:-1, :-1], matrix[:-1, -1])
+    own = matrix[-1, -1] - jnp.dot(matrix[-1, :-1], through, precision="highest")
+    return jnp.maximum(own, 0) / jnp.maximum(jnp.sum(window.weight), 1e-6)
 
 
 def strength(relief: Relief, window: Window, xy: Array, log_focal: Array) -> Array:
@@ -129,7 +159,7 @@ def strength(relief: Relief, window: Window, xy: Array, log_focal: Array) -> Arr
     """
     values = (relief.log_rho, window.cam_from_anchor, log_focal)
     error, _, _, along = _linearise(values, xy)
-    weight = window.weight / (1 + _squared(error - window.targets) / _SCALE_PX**2)
+    weight = window.weight / (1 + _squared(error - window.targets) / _SHARP_PX**2)
     return jnp.max(weight * _squared(along), axis=0)
 
 
@@ -148,13 +178,13 @@ def _project(rho, poses, xy, focal):
     return focal * y[..., :2] / z[..., None], y.at[..., 2].set(z)
 
 
-def _cost(values, relief, window, xy, focal_prior, focal_pull):
+def _cost(values, scale, relief, window, xy, known):
     log_rho, poses, log_focal = values
     landed, _ = _project(jnp.exp(log_rho), poses, xy, jnp.exp(log_focal))
-    squared = _squared(landed - window.targets) / _SCALE_PX**2
-    data = jnp.sum(window.weight * _SCALE_PX**2 * jnp.log1p(squared))
+    squared = _squared(landed - window.targets) / scale**2
+    data = jnp.sum(window.weight * scale**2 * jnp.log1p(squared))
     pulled = jnp.sum(relief.pull * (log_rho - relief.prior) ** 2)
-    cost = data + pulled + focal_pull * (log_focal - focal_prior) ** 2
+    cost = data + pulled + known.pull * (log_focal - known.mean) ** 2
     return jnp.where(jnp.isfinite(cost), cost, jnp.inf)
 
 
@@ -182,11 +212,22 @@ def _linearise(values, xy):
     return q, by_pose, q + through(turned), through(rho[:, None] * poses[:, None, :3, 3])
 
 
-def _step(values, damping, relief, window, xy, focal_prior, focal_pull):
-    log_rho, poses, log_focal = values
+@struct.dataclass
+class _System:
+    """Normal equations of poses and ln f without the depths, and what leads back to those."""
+
+    reduced: Array
+    target: Array
+    columns: Array
+    own: Array
+    right: Array
+
+
+def _system(values, damping, scale, relief, window, xy, known=None):
+    log_rho, _, log_focal = values
     q, by_pose, by_focal, by_depth = _linearise(values, xy)
     error = q - window.targets
-    weight = window.weight / (1 + _squared(error) / _SCALE_PX**2)
+    weight = window.weight / (1 + _squared(error) / scale**2)
     slots, pixels = weight.shape
     # Columns of one frame: turn, shift, ln f; its depth column apart.
     jacobian = jnp.concatenate([by_pose, by_focal[..., None]], axis=-1)
@@ -207,18 +248,29 @@ def _step(values, damping, relief, window, xy, focal_prior, focal_pull):
     slope = jnp.zeros(size).at[place].add(gradient)
     by_slot = jnp.moveaxis(cross[..., :6], 0, 1).reshape(pixels, 6 * slots)
     columns = jnp.concatenate([by_slot, cross[..., 6].sum(0)[:, None]], axis=1)
-    normal = normal.at[-1, -1].add(focal_pull)
-    slope = slope.at[-1].add(focal_pull * (log_focal - focal_prior))
+    if known is not None:
+        normal = normal.at[-1, -1].add(known.pull)
+        slope = slope.at[-1].add(known.pull * (log_focal - known.mean))
     normal = normal + jnp.diag(damping * jnp.diagonal(normal) + 1e-4)
     share = columns / own[:, None]
     reduced = normal - jnp.matmul(share.T, columns, precision="highest")
     target = slope - jnp.matmul(share.T, right, precision="highest")
-    move = -jnp.linalg.solve(reduced, target)
-    deeper = -(right + jnp.matmul(columns, move, precision="highest")) / own
+    return _System(reduced, target, columns, own, right)
+
+
+def _step(values, damping, scale, relief, window, xy, known):
+    log_rho, poses, log_focal = values
+    system = _system(values, damping, scale, relief, window, xy, known)
+    move = -jnp.linalg.solve(system.reduced, system.target)
+    along = jnp.matmul(system.columns, move, precision="highest")
+    deeper = -(system.right + along) / system.own
+    slots = len(poses)
     turn, shift = jnp.moveaxis(move[:-1].reshape(slots, 2, 3), 1, 0)
     poses = rigid.compose(rigid.pose(rigid.exp_so3(turn), shift), poses)
     log_rho = log_rho + jnp.clip(deeper, min=-_MAX_LOG_STEP, max=_MAX_LOG_STEP)
-    return log_rho, poses, log_focal + jnp.clip(move[-1], min=-0.2, max=0.2)
+    log_focal = log_focal + jnp.clip(move[-1], min=-0.2, max=0.2)
+    low, high = (known.guess + float(np.log(bound)) for bound in FOCAL_BOUNDS)
+    return log_rho, poses, jnp.clip(log_focal, min=low, max=high)
 
 
 def _squared(vectors):
