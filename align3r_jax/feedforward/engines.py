@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from align3r_jax.alignment import mask_outline
 from align3r_jax.config import ReconstructConfig
 from align3r_jax.errors import UserError
 from align3r_jax.feedforward import flow, pairs, tracks
@@ -49,6 +50,7 @@ class FlowEngine:
     def __init__(self, config: ReconstructConfig, source: FlowSource | None):
         """source: a flow network's; None for OpenCV's DIS."""
         self._config = config.feedforward
+        self._outlines = config.alignment.outline_masks
         self._tracker = tracks.Tracker(config.flow, source)
         self._state: flow.FlowState | None = None
 
@@ -63,7 +65,13 @@ class FlowEngine:
         result = jax.device_get(result)
         if result.is_anchor:
             self._tracker.set_anchor()
-        return result
+        return _outlined(result, image) if self._outlines else result
+
+
+def _outlined(result: FrameResult, image: np.ndarray) -> FrameResult:
+    """The result with its mask drawn to the edges of its image."""
+    masks = mask_outline.to_image_edges(result.dynamic_mask[None], np.asarray(image)[None])
+    return result.replace(dynamic_mask=masks[0])
 
 
 # (number, image, prior) -> features of the frame, any tree of arrays.
@@ -84,6 +92,7 @@ class PairEngine:
         """masks_from: flow for the motion masks, True for OpenCV's DIS, False for no masks."""
         self.name = name
         self._encode, self._decode, self._config = encode, decode, config.feedforward
+        self._outlines = config.alignment.outline_masks
         self._count = 0
         self._state: pairs.PairState | None = None
         self._tracker = None
@@ -102,7 +111,8 @@ class PairEngine:
                 self._state, features, self._decode, self._config, past
             )
         self._count += 1
-        return jax.device_get(result)
+        result = jax.device_get(result)
+        return _outlined(result, image) if self._outlines else result
 
 
 def make(

@@ -24,9 +24,10 @@ from flax import struct
 from align3r_jax.alignment import lattice
 from align3r_jax.config import FeedForwardConfig
 from align3r_jax.feedforward import anchor as anchor_lib
+from align3r_jax.feedforward import locate as locate_lib
 from align3r_jax.feedforward import motion
 from align3r_jax.feedforward.anchor import FrameResult
-from align3r_jax.geometry import camera, depth_fit, focal, resection, rigid, warp
+from align3r_jax.geometry import camera, depth_fit, focal, rigid, warp
 from align3r_jax.structs import PairPredictions
 
 Array = jax.Array
@@ -34,8 +35,6 @@ Array = jax.Array
 Decode = Callable[[Any, Any], PairPredictions]
 
 _ANCHOR_MEMORY = 8.0  # pairs over which the anchor's depth is averaged, at most
-_REJECT = 3.0  # times the median residual: left out of the second resection
-_LEAST_REJECT_PX = 1.0
 
 
 @struct.dataclass
@@ -155,7 +154,9 @@ def _next(state, features, pairs, past, config):
     points = jnp.exp(log_scale) * pairs.pointmap2[0]
     weight = jnp.log(jnp.maximum(pairs.confidence2[0], 1))
     start = rigid.compose(rigid.invert(anchor.world_from_cam), state.past_poses[0])
-    locate = functools.partial(_locate, pixels=pixels, intrinsics=intrinsics, config=config)
+    locate = functools.partial(
+        locate_lib.locate, pixels=pixels, intrinsics=intrinsics, config=config
+    )
     first = locate(few(points).reshape(-1, 3), weight=few(weight).reshape(-1), start=start)
     anchor_from_cam = first.pose
     seen = rigid.apply(rigid.invert(anchor_from_cam), points)
@@ -174,7 +175,7 @@ def _next(state, features, pairs, past, config):
     second = locate(
         few(back).reshape(-1, 3), weight=back_weight, start=rigid.invert(anchor_from_cam)
     )
-    anchor_from_cam = _between(first, second)
+    anchor_from_cam = locate_lib.between(first, second)
     inliers = jnp.maximum(first.inliers, second.inliers)
     good = inliers >= config.lost_inliers
     anchor_from_cam = jnp.where(good, anchor_from_cam, start)
@@ -245,56 +246,6 @@ def _next(state, features, pairs, past, config):
         lost=jnp.where(start_again, 0, lost),
     )
     return anchor_lib.settled(state), result
-
-
-@struct.dataclass
-class _Found:
-    """pose: (4, 4), the points' frame from the camera. inliers: () share of the weight. spread: ()
-    pixels, median residual."""
-
-    pose: Array
-    inliers: Array
-    spread: Array
-
-
-def _locate(points, *, weight, pixels, intrinsics, start, config) -> _Found:
-    """Resection, and once more without what lies far from the first result."""
-    size = 2 * jnp.max(intrinsics[:2, 2])  # the long side: the principal point is central
-    weight = jnp.where(jnp.all(jnp.isfinite(points), axis=-1), weight, 0)
-    known = (points, pixels)
-    camera_of = (intrinsics[0, 0], intrinsics[:2, 2])
-
-    def residual(pose):
-        local = rigid.apply(rigid.invert(pose), points)
-        away = jnp.linalg.norm(camera.project(local, intrinsics) - pixels, axis=-1)
-        return jnp.where((local[:, 2] > 0) & (weight > 0), away, jnp.inf)
-
-    pose, _ = resection.resect(*known, weight, *camera_of, start)
-    error = residual(pose)
-    spread = depth_fit.lower_median(error, weight > 0)
-    kept = jnp.where(error <= jnp.maximum(_REJECT * spread, _LEAST_REJECT_PX), weight, 0)
-    enough = jnp.sum(kept) > 0.2 * jnp.sum(weight)
-    again, _ = resection.resect(*known, jnp.where(enough, kept, weight), *camera_of, pose)
-    error_again = residual(again)
-    again_spread = depth_fit.lower_median(error_again, weight > 0)
-    better = again_spread <= spread
-    pose, error = jnp.where(better, again, pose), jnp.where(better, error_again, error)
-    spread = jnp.minimum(again_spread, spread)
-    agreeing = jnp.sum(jnp.where(error < config.inlier_px * size, weight, 0))
-    inliers = agreeing / jnp.maximum(jnp.sum(weight), 1e-9)
-    finite = jnp.all(jnp.isfinite(pose))
-    return _Found(jnp.where(finite, pose, start), jnp.where(finite, inliers, 0.0), spread)
-
-
-def _between(first: _Found, second: _Found) -> Array:
-    """The mean of a pose and the inverse of another, by their inliers and residuals; (4, 4)."""
-    worth = [(f.inliers / jnp.maximum(f.spread, 0.1)) ** 2 for f in (first, second)]
-    share = worth[1] / jnp.maximum(worth[0] + worth[1], 1e-12)
-    other = rigid.invert(second.pose)
-    turn = rigid.compose(jnp.swapaxes(first.pose[:3, :3], 0, 1), other[:3, :3])
-    rotation = rigid.compose(first.pose[:3, :3], rigid.exp_so3(share * rigid.log_so3(turn)))
-    shift = (1 - share) * first.pose[:3, 3] + share * other[:3, 3]
-    return rigid.pose(rotation, shift)
 
 
 def _measure_focal(state, pairs):

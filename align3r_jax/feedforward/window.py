@@ -109,11 +109,17 @@ class FocalPrior:
 
 
 def solve(
-    relief: Relief, window: Window, xy: Array, log_focal: Array, known: FocalPrior
+    relief: Relief,
+    window: Window,
+    xy: Array,
+    log_focal: Array,
+    known: FocalPrior,
+    scales: tuple[tuple[float, int], ...] = SCALES_PX,
 ) -> tuple[Relief, Window, Array]:
     """Returns relief, window and log focal () after some Levenberg-Marquardt steps.
 
     xy: (P, 2) lattice pixels from the principal point. log_focal: () the start.
+    scales: c and steps, one after the other.
     """
     fixed = (relief, window, xy, known)
 
@@ -132,7 +138,7 @@ def solve(
         return values
 
     values = (relief.log_rho, window.cam_from_anchor, log_focal)
-    for scale, steps in SCALES_PX:
+    for scale, steps in scales:
         values = rounds(values, scale, steps)
     log_rho, poses, log_focal = values
     moved = window.replace(cam_from_anchor=poses)

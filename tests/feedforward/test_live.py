@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from align3r_jax.config import FeedForwardConfig, ReconstructConfig
+from align3r_jax.config import AlignmentConfig, FeedForwardConfig, ReconstructConfig
 from align3r_jax.errors import UserError
 from align3r_jax.feedforward import engines, live, pairs
 from align3r_jax.io import live_folder, scene_folder, stream
@@ -97,3 +97,17 @@ def test_frames_must_be_equal_in_size_and_results_are_not_replaced_unasked(strea
     small = stream.RawFrame(2, 0.2, "2", lambda: np.zeros((32, 48, 3), np.uint8))
     with pytest.raises(UserError, match="48x32, those before are 64x48"):
         _stream(tmp_path / "out", iter([*frames, small]))
+
+
+def test_masks_are_drawn_to_edges_of_the_image_unless_told_otherwise(monkeypatch):
+    image = np.random.default_rng(0).integers(0, 40, (HEIGHT, WIDTH, 3)).astype(np.uint8)
+    thing, blob = np.zeros((2, HEIGHT, WIDTH), bool)
+    thing[15:35, 20:45] = True
+    blob[14:36, 19:46] = True
+    image[thing] += 200
+    _, result = pairs.init(np.int32(0), TruePairs())
+    monkeypatch.setattr(pairs, "init", lambda *a: (None, result.replace(dynamic_mask=blob)))
+    for drawn, expected in ((True, thing), (False, blob)):
+        config = ReconstructConfig(alignment=AlignmentConfig(outline_masks=drawn))
+        engine = engines.PairEngine("oracle", lambda *a: None, TruePairs(), config, False)
+        np.testing.assert_array_equal(engine.push(image, None).dynamic_mask, expected)

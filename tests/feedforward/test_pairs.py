@@ -134,6 +134,16 @@ def test_noise_of_a_chain_of_anchors_stays_small():
     assert abs(np.log(ratio)) < 0.01  # the scale was handed on five times
 
 
+def test_noise_of_depth_on_a_nearly_flat_wall_does_not_turn_the_camera():
+    # Points taken as they are turn it by 0.25 degrees per frame, always to the same side.
+    results, _ = _run(TruePairs(noise=0.02), ADAPTIVE)
+    turns = [
+        np.degrees(np.arcsin((r.world_from_cam[:3, :3].T @ p[:3, :3])[0, 2]))
+        for r, p in zip(results, POSES)
+    ]
+    assert np.abs(turns).max() < 0.05
+
+
 def test_when_an_anchor_is_replaced():
     seen = {"overlap": 0.5, "inliers": 0.9, "confidence": 0.9, "since": np.int32(4)}
     due = {
