@@ -41,10 +41,10 @@ def test_flow_from_files_is_refused():
 
 
 def test_a_window_keeps_frames_spread_over_the_time_since_the_anchor():
-    held = window.empty(1)
+    held, add = window.empty(1), jax.jit(window.add)
     weight = np.ones(1, np.float32)
     for since in range(1, 33):
-        held = window.add(
+        held = add(
             held, np.full((1, 2), since, np.float32), weight, np.eye(4, dtype=np.float32),
             np.int32(since),
         )  # fmt: skip

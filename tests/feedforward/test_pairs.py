@@ -126,12 +126,12 @@ def test_results_do_not_depend_on_later_frames(exact):
 
 
 def test_noise_of_a_chain_of_anchors_stays_small():
-    results, _ = _run(TruePairs(noise=0.005), FeedForwardConfig(anchor="2"))
-    assert [int(r.anchor) for r in results[1:7]] == [0, 0, 2, 2, 4, 4]
+    results, _ = _run(TruePairs(noise=0.005), ADAPTIVE)
+    assert len({int(r.anchor) for r in results}) >= 3
     turn, shift, _ = _errors(results)
     assert turn < 0.01 and shift < 0.02
     ratio = np.median(DEPTH[-1] / results[-1].depth) / np.median(DEPTH[0] / results[0].depth)
-    assert abs(np.log(ratio)) < 0.01  # the scale was handed on five times
+    assert abs(np.log(ratio)) < 0.01  # the scale was handed on
 
 
 def test_noise_of_depth_on_a_nearly_flat_wall_does_not_turn_the_camera():

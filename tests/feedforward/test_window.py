@@ -1,5 +1,7 @@
 """The bundle of the real-time mode on exact flow: focal found where it can be, held elsewhere."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ XY = jnp.asarray(RNG.uniform([-128, -96], [128, 96], (200, 2)), jnp.float32)
 LOG_RHO = jnp.asarray(0.4 * RNG.standard_normal(200), jnp.float32)
 
 
+@functools.cache
 def _seen(shift: float, turn: float) -> window.Window:
     """Exact flow of all slots: a camera that walks sideways and inwards and turns."""
     step = jnp.linspace(1 / window.SLOTS, 1, window.SLOTS)[:, None]
@@ -32,7 +35,12 @@ def _seen(shift: float, turn: float) -> window.Window:
 
 @pytest.fixture(scope="module")
 def solve():
-    return jax.jit(window.solve)
+    return jax.jit(window.solve, static_argnames="scales")
+
+
+@pytest.fixture(scope="module")
+def information():
+    return jax.jit(window.focal_information)
 
 
 def _known(guess: float, pull: float) -> window.FocalPrior:
@@ -51,9 +59,8 @@ def test_focal_is_found_where_flow_says_it_and_bounded_about_its_guess(solve):
         np.testing.assert_allclose(np.exp(found), expected, rtol=0.01)
 
 
-def test_a_still_camera_says_nothing_of_the_focal(solve):
+def test_a_still_camera_says_nothing_of_the_focal(solve, information):
     relief = window.Relief(LOG_RHO, LOG_RHO, jnp.full(len(XY), 1e-3))
-    information = jax.jit(window.focal_information)
     still, moving = (
         float(information(relief, _seen(shift, turn), XY, jnp.log(FOCAL)))
         for shift, turn in ((1e-4, 1e-4), (0.3, 0.2))
@@ -63,13 +70,13 @@ def test_a_still_camera_says_nothing_of_the_focal(solve):
     np.testing.assert_allclose(np.exp(found), 1.3 * FOCAL, rtol=0.01)
 
 
-def test_information_is_the_curvature_of_the_cost_over_all_else(solve):
+def test_information_is_the_curvature_of_the_cost_over_all_else(solve, information):
     relief = window.Relief(LOG_RHO, LOG_RHO, jnp.full(len(XY), 1e-3))
     seen, away = _seen(0.3, 0.2), 0.02
-    expected = float(window.focal_information(relief, seen, XY, jnp.log(FOCAL)))
+    expected = float(information(relief, seen, XY, jnp.log(FOCAL)))
     held = window.FocalPrior(jnp.log(FOCAL) + away, jnp.float32(1e9), jnp.log(FOCAL))
     blunt = ((1e3, 30),)  # c far above all residuals: plain least squares
-    moved, poses, found = window.solve(relief, seen, XY, jnp.log(FOCAL), held, blunt)
+    moved, poses, found = solve(relief, seen, XY, jnp.log(FOCAL), held, blunt)
     np.testing.assert_allclose(found, held.mean, atol=1e-5)
     landed, _ = window._project(jnp.exp(moved.log_rho), poses.cam_from_anchor, XY, jnp.exp(found))
     cost = float(jnp.sum((landed - seen.targets) ** 2))
