@@ -84,7 +84,10 @@ def main(argv: Sequence[str]) -> None:
     model = align3r_jax.load(WEIGHTS.value) if WEIGHTS.value else None
     base = config_lib.ReconstructConfig(
         prior="plane" if model is None else "auto",
-        alignment=config_lib.AlignmentConfig(solver="auto", iterations=ITERATIONS.value),
+        # Masks as the alignment finds them, without the help of the images.
+        alignment=config_lib.AlignmentConfig(
+            solver="auto", iterations=ITERATIONS.value, outline_masks=False
+        ),
     )
     shrunk = {
         "frames": FRAMES.value or benchmark.FRAMES,
