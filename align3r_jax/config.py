@@ -244,7 +244,7 @@ class ReconstructConfig:
     flow: FlowConfig = FlowConfig()
     alignment: AlignmentConfig = AlignmentConfig(solver="auto")
     feedforward: FeedForwardConfig = FeedForwardConfig()
-    pair_batch: int = 4  # pairs decoded together by a network
+    pair_batch: int = 0  # pairs decoded together by a network; 0: 1 on CPUs, 4 elsewhere
     # What a network computes once per frame rather than in every pair (`networks.frame_features`):
     # "auto" is as much as the memory plan has room for.
     feature_reuse: Literal["auto", "tokens", "block", "head"] = "auto"

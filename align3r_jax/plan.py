@@ -23,7 +23,7 @@ from align3r_jax.config import NetworkConfig, ReconstructConfig
 from align3r_jax.errors import UserError
 from align3r_jax.networks import cost
 from align3r_jax.networks.frame_features import Reuse
-from align3r_jax.predictors import flow_lattice
+from align3r_jax.predictors import flow_lattice, network_programs
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY = {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
@@ -253,7 +253,7 @@ def _plainer_choices(num_frames: int, config: ReconstructConfig) -> Iterator[Pla
         lattice_keys=False,
         pairs_at_once=_PAIRS_AT_ONCE,
         joint_pixels=config.alignment.joint_pixels,
-        pair_batch=config.pair_batch,
+        pair_batch=network_programs.batch_size(config.pair_batch),
         frames_kept=num_frames,
         reuse="tokens",
         stages={},

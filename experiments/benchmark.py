@@ -24,6 +24,7 @@ from absl import flags
 
 from align3r_jax.errors import UserError
 from align3r_jax.io import atomic
+from align3r_jax.predictors import network_programs
 from experiments import (
     benchmark_cases,
     benchmark_clip,
@@ -59,7 +60,10 @@ SAMPLE = flags.DEFINE_integer(
     "Batches (of --pair_batch frames or pairs) that are run where all would take too long.",
     lower_bound=1,
 )
-PAIR_BATCH = flags.DEFINE_integer("pair_batch", 4, "Pairs decoded together.", lower_bound=1)
+PAIR_BATCH = flags.DEFINE_integer(
+    "pair_batch", 0, "Frames encoded, and pairs decoded, together; 0: 1 on CPUs, 4 elsewhere.",
+    lower_bound=0,
+)  # fmt: skip
 DTYPE = flags.DEFINE_enum(
     "dtype", None, ["float32", "bfloat16"],
     "Compute type of the networks, and of the matrix product that they are compared with. "
@@ -99,7 +103,8 @@ def main(argv: Sequence[str]) -> None:
     with atomic.told_to_user(folder):
         folder.mkdir(parents=True, exist_ok=True)
     settings = benchmark_cases.Settings(
-        size=SIZE.value, dtype=dtype, prior=PRIOR.value, pair_batch=PAIR_BATCH.value,
+        size=SIZE.value, dtype=dtype, prior=PRIOR.value,
+        pair_batch=network_programs.batch_size(PAIR_BATCH.value),
         sample=SAMPLE.value, full=FULL.value, quick=QUICK.value, video=VIDEO.value,
     )  # fmt: skip
     # Every program is compiled once, and never taken from an earlier run: compiling is measured.

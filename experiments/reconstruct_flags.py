@@ -161,7 +161,10 @@ PRIOR_SHIFT = flags.DEFINE_bool(
     "depth_prior_shift", False, "That term: fit a shift of the prior too, not only its scale."
 )
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Network compute type.")
-PAIR_BATCH = flags.DEFINE_integer("pair_batch", 4, "Pairs decoded together.", lower_bound=1)
+PAIR_BATCH = flags.DEFINE_integer(
+    "pair_batch", 0, "Frames encoded, and pairs decoded, together; 0: 1 on CPUs, 4 elsewhere.",
+    lower_bound=0,
+)  # fmt: skip
 MAX_MEMORY = flags.DEFINE_string(
     "max_memory", "", "What the run may use, such as 8GB or 6GiB: clips and batches are planned to "
     "fit (docs/long_videos.md). Default: half of what is free.",

@@ -13,7 +13,7 @@ from align3r_jax.errors import UserError
 from align3r_jax.networks import cost
 from align3r_jax.structs import OpticalFlow, PairPredictions
 
-CONFIG = ReconstructConfig(prior="plane")
+CONFIG = ReconstructConfig(prior="plane", pair_batch=4)
 RESIDENT = 500 << 20
 
 

@@ -121,8 +121,8 @@ def each_frame(
 ) -> Iterator[RawFrame]:
     """Yields the selected frames of a source one after the other, none of them kept.
 
-    path, start, end, stride, fps, max_frames: as `read_frames`; one frame is enough here. Raises UserError as
-    `read_frames` for sources that are missing, unreadable or empty.
+    path, start, end, stride, fps, max_frames: as `read_frames`; one frame is enough here. Raises
+    UserError as `read_frames` for sources that are missing, unreadable or empty.
     """
     source, thinning = _open_source(path, fps)
     return Selection(start, end, stride, thinning, max_frames).check().pick(source)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from align3r_jax.config import ReconstructConfig
 from align3r_jax.errors import UserError
 from align3r_jax.networks.frame_features import Reuse
+from align3r_jax.predictors import network_programs
 from align3r_jax.predictors.equal_confidence import EqualConfidence
 from align3r_jax.predictors.flow import FlowPredictor
 from align3r_jax.predictors.network import NetworkPredictor
@@ -73,7 +74,7 @@ def make_predictor(
     reuse: Reuse = "tokens" if config.feature_reuse == "auto" else config.feature_reuse
     return NetworkPredictor(
         model,
-        config.pair_batch,
+        network_programs.batch_size(config.pair_batch),
         config.compute_dtype,
         frames_kept=frames_kept,
         reuse=reuse,
