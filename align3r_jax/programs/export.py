@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -106,6 +107,10 @@ def export_programs(
         raise UserError(
             "Nothing to export: give a network (--weights) for encode and decode, or the longest "
             "clip (--frames) for align."
+        )
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise UserError(
+            "Exporting needs flatbuffers, which JAX does not bring: pip install flatbuffers."
         )
     manifest: dict[str, Any] = {
         "format": run_programs.FORMAT,
