@@ -26,7 +26,7 @@ def rendered():
 @pytest.mark.parametrize(
     "mode, alignment",
     [
-        ("flat", ReconstructConfig().alignment),
+        pytest.param("flat", ReconstructConfig().alignment, marks=pytest.mark.slow),
         pytest.param("hierarchical", CONFIG.alignment, marks=pytest.mark.slow),
     ],
 )

@@ -96,6 +96,7 @@ def _flow(num_frames=3, height=16, width=32):
     return benchmark_stages.Flow([], frames, frames.images, None, graphs, first, "flat")
 
 
+@pytest.mark.slow
 def test_figures_are_of_the_batches_that_ran():
     """Counted at the predictor itself: one unmeasured batch, then as many as the row says."""
     model = benchmark_pairwise.load(PRESET)

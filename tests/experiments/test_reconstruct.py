@@ -158,6 +158,7 @@ def test_hierarchical_two_frames_and_user_prior(tmp_path):
     assert centre < 0.7 * np.median(scene.depth[0]), "the near square stays near"
 
 
+@pytest.mark.slow
 def test_a_network_fills_the_same_interface(video, tmp_path):
     output = tmp_path / "scene"
     _run(video, output, weights="align3r_small", max_frames=3, iterations=10)

@@ -70,6 +70,7 @@ def test_a_still_camera_says_nothing_of_the_focal(solve, information):
     np.testing.assert_allclose(np.exp(found), 1.3 * FOCAL, rtol=0.01)
 
 
+@pytest.mark.slow
 def test_information_is_the_curvature_of_the_cost_over_all_else(solve, information):
     relief = window.Relief(LOG_RHO, LOG_RHO, jnp.full(len(XY), 1e-3))
     seen, away = _seen(0.3, 0.2), 0.02

@@ -13,7 +13,7 @@ from tests import processes as launcher
 @pytest.mark.parametrize(
     "kind, processes",
     [
-        ("toy", 2),
+        pytest.param("toy", 2, marks=pytest.mark.slow),
         pytest.param("network", 1, marks=pytest.mark.slow),
         pytest.param("network", 2, marks=pytest.mark.slow),
     ],
