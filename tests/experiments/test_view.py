@@ -1,7 +1,6 @@
 """`experiments.view` as a user runs it: the three ways to look, and flags that would be ignored."""
 
 import contextlib
-import functools
 import signal
 import subprocess
 import sys
@@ -50,11 +49,12 @@ def test_a_page_and_a_video_in_one_go(result, tmp_path):
 
 def test_the_live_viewer_serves_until_it_is_interrupted(result):
     pytest.importorskip("viser", reason="viser is not installed")
-    command = [sys.executable, "-m", "experiments.view", str(result), "--nobrowser", "--port=8947"]
     # A suite that runs in the background of a shell hands on that SIGINT is ignored.
-    heed = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    start = "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    start += "runpy.run_module('experiments.view', run_name='__main__', alter_sys=True)"
+    command = [sys.executable, "-c", start, str(result), "--nobrowser", "--port=8947"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                          cwd=ROOT, preexec_fn=heed) as process:  # fmt: skip
+                          cwd=ROOT) as process:  # fmt: skip
         try:
             line = process.stdout.readline()
             assert line.startswith("Look at: http://localhost:89"), line + process.stderr.read()
