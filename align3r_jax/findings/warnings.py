@@ -61,7 +61,7 @@ def judge(measured: measures_lib.Measures, said: Iterable[str] = ()) -> list[Fin
     return [w for w in found if not any(sentence.startswith(w.title) for sentence in said)]
 
 
-def frame_ranges(frames: Sequence[int]) -> str:
+def frame_ranges(frames: Sequence[int] | np.ndarray) -> str:
     """Returns frame numbers as people write them: "frame 4", "frames 12–19, 25 and 31"."""
     parts = np.split(np.asarray(frames, int), np.flatnonzero(np.diff(frames) > 1) + 1)
     names = [f"{part[0]}" if len(part) == 1 else f"{part[0]}–{part[-1]}" for part in parts]
