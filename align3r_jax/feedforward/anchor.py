@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from align3r_jax.config import FeedForwardConfig
+from align3r_jax.geometry import camera
 
 Array = jax.Array
+
+
+Tree = TypeVar("Tree")
 
 
 @struct.dataclass
@@ -32,6 +38,28 @@ class FrameResult:
     overlap: Array
     anchor: Array
     is_anchor: Array
+
+
+def intrinsics(log_focal: Array, shape: tuple[int, int]) -> jax.Array:
+    """Returns (3, 3) of a camera whose principal point is the centre of (height, width) pixels."""
+    return camera.intrinsics_matrix(jnp.exp(log_focal), camera.image_centre(*shape))
+
+
+def first_result(depth: Array, confidence: Array, log_focal: Array) -> FrameResult:
+    """Returns what is known of the first frame, the first anchor. depth, confidence: (H, W)."""
+    one, zero = jnp.float32(1), jnp.int32(0)
+    return FrameResult(
+        depth=depth,
+        confidence=confidence,
+        dynamic_mask=jnp.zeros(depth.shape, bool),
+        world_from_cam=jnp.eye(4, dtype=jnp.float32),
+        intrinsics=intrinsics(log_focal, depth.shape),
+        good=jnp.ones((), bool),
+        inliers=one,
+        overlap=one,
+        anchor=zero,
+        is_anchor=jnp.ones((), bool),
+    )
 
 
 def is_due(
@@ -58,11 +86,11 @@ def is_due(
     )
 
 
-def choose(condition: Array, first: object, second: object) -> object:
+def choose(condition: Array, first: Tree, second: Tree) -> Tree:
     """Returns one of two trees of equal shapes, the first where `condition` () holds."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), first, second)
 
 
-def settled(state: object) -> object:
+def settled(state: Tree) -> Tree:
     """Returns the tree with types that no longer give way to others: one compilation for all."""
     return jax.tree.map(lambda array: jax.lax.convert_element_type(array, array.dtype), state)

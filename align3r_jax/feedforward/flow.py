@@ -121,7 +121,6 @@ def _first(image, prior, focal, focal_pull):
     view = _look(image, prior)
     log_depth = jnp.where(jnp.isfinite(view.prior), view.prior, jnp.nanmedian(view.prior))
     eye, zero = jnp.eye(4, dtype=jnp.float32), jnp.zeros((), jnp.int32)
-    one = jnp.float32(1)
     pixels = len(cells.xy)
     state = FlowState(
         relief=_new_relief(log_depth, jnp.full(pixels, _UNKNOWN), view.has_relief),
@@ -140,18 +139,8 @@ def _first(image, prior, focal, focal_pull):
         count=zero + 1,
         lost=zero,
     )
-    result = FrameResult(
-        depth=jnp.exp(relief.dense(log_depth, cells, *shape) + view.detail),
-        confidence=jnp.full(shape, 1.5, jnp.float32),
-        dynamic_mask=jnp.zeros(shape, bool),
-        world_from_cam=eye,
-        intrinsics=_intrinsics(jnp.log(focal), shape),
-        good=jnp.ones((), bool),
-        inliers=one,
-        overlap=one,
-        anchor=zero,
-        is_anchor=jnp.ones((), bool),
-    )
+    depth = jnp.exp(relief.dense(log_depth, cells, *shape) + view.detail)
+    result = anchor_lib.first_result(depth, jnp.full(shape, 1.5, jnp.float32), jnp.log(focal))
     return anchor_lib.settled(state), result
 
 
@@ -189,7 +178,7 @@ def _next(state, image, prior, there, there_weight, back, back_weight, past, con
     cam_from_anchor = moved.cam_from_anchor[-1]
     anchor_from_cam = rigid.invert(cam_from_anchor)
     world_from_cam = rigid.compose(state.world_from_anchor, anchor_from_cam)
-    intrinsics = _intrinsics(log_focal, shape)
+    intrinsics = anchor_lib.intrinsics(log_focal, shape)
 
     # The anchor's depth, and what of it is seen in this frame.
     sharp = window.strength(solved, moved, cells.xy, log_focal)
@@ -312,10 +301,6 @@ def _confidence(variance, moving, good, cells, shape):
     sure = 1 / (1 + jnp.sqrt(variance) / _SURE)
     full = 1 + (2.5 + 6 * relief.dense(sure, cells, *shape)) * jnp.where(moving, 0.2, 1.0)
     return jnp.where(good, full, 1.0)
-
-
-def _intrinsics(log_focal, shape):
-    return camera.intrinsics_matrix(jnp.exp(log_focal), camera.image_centre(*shape))
 
 
 def _texture(grey, stride):

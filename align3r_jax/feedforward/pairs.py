@@ -121,19 +121,7 @@ def _first(features, pairs, known_focal):
         count=zero + 1,
         lost=zero,
     )
-    one = jnp.float32(1)
-    result = FrameResult(
-        depth=_filled(log_depth),
-        confidence=confidence,
-        dynamic_mask=jnp.zeros(log_depth.shape, bool),
-        world_from_cam=eye,
-        intrinsics=_intrinsics(log_focal, log_depth.shape),
-        good=jnp.ones((), bool),
-        inliers=one,
-        overlap=one,
-        anchor=zero,
-        is_anchor=jnp.ones((), bool),
-    )
+    result = anchor_lib.first_result(_filled(log_depth), confidence, log_focal)
     return anchor_lib.settled(state), result
 
 
@@ -143,7 +131,7 @@ def _next(state, features, pairs, past, config):
     height, width = shape
     scalars = _measure_focal(state, pairs)
     log_focal = scalars[0]
-    intrinsics = _intrinsics(log_focal, shape)
+    intrinsics = anchor_lib.intrinsics(log_focal, shape)
     stride = lattice.stride_for(height, width)
     few = functools.partial(_every, stride=stride)
     pixels = few(warp.pixel_grid(height, width)).reshape(-1, 2)
@@ -260,10 +248,6 @@ def _measure_focal(state, pairs):
 
 def _focal(pointmaps):
     return jnp.mean(focal.weiszfeld_focal(pointmaps))
-
-
-def _intrinsics(log_focal, shape):
-    return camera.intrinsics_matrix(jnp.exp(log_focal), camera.image_centre(*shape))
 
 
 def _every(values, stride):
