@@ -8,6 +8,7 @@ of 10.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -90,8 +91,10 @@ def _own(variables: AlignmentVariables, task: Task, rows: np.ndarray) -> Alignme
 def _degrees(task: Task, like: PairGraph, fields: np.ndarray) -> slots_lib.Degrees | None:
     if task.config.solver != "gauss_newton":
         return None
-    given = [(task.graph.pairs, None if task.flow is None else task.flow.pairs)]
-    given.append((like.pairs, None if task.flow is None else fields))
+    given: list[tuple[Any, Any]] = [
+        (task.graph.pairs, None if task.flow is None else task.flow.pairs),
+        (like.pairs, None if task.flow is None else fields),
+    ]
     frames = max(task.graph.num_frames, like.num_frames)
     bounds = [slots_lib.bound(frames, pairs, listed) for pairs, listed in given]
     return slots_lib.Degrees(*(max(sizes) for sizes in zip(*bounds)))

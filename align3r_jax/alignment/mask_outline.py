@@ -46,11 +46,11 @@ def _cut(mask: np.ndarray, image: np.ndarray) -> np.ndarray:
         return mask
     labels = np.where(near, cv2.GC_PR_BGD, cv2.GC_BGD).astype(np.uint8)
     labels[mask] = cv2.GC_PR_FGD
-    models = np.zeros((2, 1, 65))
+    inner, outer = np.zeros((2, 1, 65))
+    rectangle = (0, 0, 0, 0)  # the labels take its place
     cv2.setRNGSeed(0)  # the mixtures start from random clusters
-    cv2.grabCut(
-        np.ascontiguousarray(image), labels, None, *models, _ITERATIONS, cv2.GC_INIT_WITH_MASK
-    )
+    cv2.grabCut(np.ascontiguousarray(image), labels, rectangle, inner, outer, _ITERATIONS,
+                cv2.GC_INIT_WITH_MASK)  # fmt: skip
     cut = (labels == cv2.GC_PR_FGD) | (labels == cv2.GC_FGD)
     return cut if np.count_nonzero(cut) >= _LEAST_KEPT * inside else mask
 

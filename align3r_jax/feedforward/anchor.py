@@ -10,9 +10,7 @@ from flax import struct
 
 from align3r_jax.config import FeedForwardConfig
 from align3r_jax.geometry import camera
-
-Array = jax.Array
-
+from align3r_jax.structs import Array
 
 Tree = TypeVar("Tree")
 
@@ -53,7 +51,7 @@ def first_result(depth: Array, confidence: Array, log_focal: Array) -> FrameResu
         confidence=confidence,
         dynamic_mask=jnp.zeros(depth.shape, bool),
         world_from_cam=jnp.eye(4, dtype=jnp.float32),
-        intrinsics=intrinsics(log_focal, depth.shape),
+        intrinsics=intrinsics(log_focal, (depth.shape[0], depth.shape[1])),
         good=jnp.ones((), bool),
         inliers=one,
         overlap=one,

@@ -8,6 +8,7 @@ An engine keeps one state of constant size and nothing else of the frames before
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -71,7 +72,7 @@ class FlowEngine:
 def _outlined(result: FrameResult, image: np.ndarray) -> FrameResult:
     """The result with its mask drawn to the edges of its image."""
     masks = mask_outline.to_image_edges(result.dynamic_mask[None], np.asarray(image)[None])
-    return result.replace(dynamic_mask=masks[0])
+    return dataclasses.replace(result, dynamic_mask=masks[0])
 
 
 # (number, image, prior) -> features of the frame, any tree of arrays.
@@ -146,8 +147,7 @@ def make(
             "Without weights the real-time mode needs optical flow, but --flow=none was given; use "
             "--flow=dis, raft or sea_raft, or give network weights with --weights=DIR."
         )
-    own = _own(source)
-    return FlowEngine(config, None if own is True else own)
+    return FlowEngine(config, None if source.name == "dis" else source)
 
 
 def network_engine(
@@ -204,7 +204,7 @@ def predictor_engine(
     state: what its `prepare` returned; what it looked at decides whether results are causal.
     """
 
-    def encode(number: int, image: np.ndarray, prior: DepthPrior | None) -> np.ndarray:
+    def encode(number: int, image: np.ndarray, prior: DepthPrior | None) -> np.int32:
         del image, prior
         return np.int32(number)
 

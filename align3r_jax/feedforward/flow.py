@@ -14,6 +14,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from align3r_jax.alignment import lattice
@@ -21,9 +22,11 @@ from align3r_jax.config import FeedForwardConfig
 from align3r_jax.feedforward import anchor as anchor_lib
 from align3r_jax.feedforward import motion, relief, tracks, window
 from align3r_jax.feedforward.anchor import FrameResult
+from align3r_jax.feedforward.window import FocalPrior
 from align3r_jax.geometry import camera, resection, rigid, warp
 
 Array = jax.Array
+Picture = np.ndarray | jax.Array
 
 FOCAL_PRIOR = 0.95  # of the long side, where nothing is known
 NOISE_PX = 0.3  # error of trusted flow
@@ -63,14 +66,14 @@ class FlowState:
     world_from_anchor: Array
     anchor: Array
     log_focal: Array
-    focal: window.FocalPrior
+    focal: FocalPrior
     past_poses: Array
     count: Array
     lost: Array
 
 
 def init(
-    image: Array, prior: Array | None, known_focal: Array | float | None = None
+    image: Picture, prior: Picture | None, known_focal: Array | float | None = None
 ) -> tuple[FlowState, FrameResult]:
     """Returns the state after the first frame, and its result: the prior, in the prior's scale.
 
@@ -86,8 +89,8 @@ def init(
 
 def step(
     state: FlowState,
-    image: Array,
-    prior: Array | None,
+    image: Picture,
+    prior: Picture | None,
     flow: tracks.Tracks,
     config: FeedForwardConfig,
 ) -> tuple[FlowState, FrameResult]:
@@ -134,7 +137,7 @@ def _first(image, prior, focal, focal_pull):
         world_from_anchor=eye,
         anchor=zero,
         log_focal=jnp.log(focal),
-        focal=window.FocalPrior(jnp.log(focal), focal_pull, jnp.log(focal)),
+        focal=FocalPrior(jnp.log(focal), focal_pull, jnp.log(focal)),
         past_poses=motion.push(motion.first_poses(), eye),
         count=zero + 1,
         lost=zero,

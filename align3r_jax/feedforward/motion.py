@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from flax import struct
 
 from align3r_jax.alignment import mask_shape, motion_mask
 from align3r_jax.geometry import rigid
-
-Array = jax.Array
+from align3r_jax.structs import Array
 
 BEFORE = 3  # frames before the current one that its flow is compared with
 _MIN_ERROR_PX = 1.0  # as `AlignmentConfig.motion_min_error_px`

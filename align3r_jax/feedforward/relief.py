@@ -83,8 +83,9 @@ def fit(
     design = jnp.concatenate([jnp.ones_like(centred)[:, None], centred[:, None], tilt], axis=-1)
     contrast = jnp.where(has_relief, 1.0, 0.0)
     expected = jnp.stack([level, contrast, 0.0, 0.0])
-    spread = [1e3, jnp.where(has_relief, 0.25, 1e-3), *([jnp.where(has_relief, 0.15, 0.5)] * 2)]
-    precision = 1 / jnp.square(jnp.stack(spread))
+    slope = jnp.where(has_relief, 0.15, 0.5)
+    spread = jnp.stack([1e3, jnp.where(has_relief, 0.25, 1e-3), slope, slope])
+    precision = 1 / jnp.square(spread)
     outlier = jnp.where(has_relief, 0.15, 0.5)
     usable = jnp.isfinite(measured)
     target = jnp.where(usable, measured, 0.0)

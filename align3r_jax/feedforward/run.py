@@ -170,10 +170,10 @@ def _stacked(priors: Sequence[DepthPrior | None]) -> DepthPrior | None:
     found = [prior for prior in priors if prior is not None]
     if not found:
         return None
-    focals = [prior.focal for prior in found]
+    focals = [prior.focal for prior in found if prior.focal is not None]
     return dataclasses.replace(
         found[0],
         native=np.concatenate([prior.native for prior in found]),
         depth=np.concatenate([prior.depth for prior in found]),
-        focal=None if any(focal is None for focal in focals) else np.concatenate(focals),
+        focal=np.concatenate(focals) if len(focals) == len(found) else None,
     )

@@ -129,8 +129,8 @@ def dis_match(config: FlowConfig) -> Match:
         grey = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (first, second)]
         starts = (None, None) if start is None else (start[0].copy(), start[1].copy())
         # Typed without None, which means: no flow to start from.
-        there = search.calc(grey[0], grey[1], starts[0])  # type: ignore[call-overload]
-        back = search.calc(grey[1], grey[0], starts[1])  # type: ignore[call-overload]
+        there = search.calc(grey[0], grey[1], starts[0])  # type: ignore[arg-type]
+        back = search.calc(grey[1], grey[0], starts[1])  # type: ignore[arg-type]
         return there, back
 
     return match

@@ -18,6 +18,8 @@ its equation when all else is eliminated (`focal_information`).
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -141,8 +143,8 @@ def solve(
     for scale, steps in scales:
         values = rounds(values, scale, steps)
     log_rho, poses, log_focal = values
-    moved = window.replace(cam_from_anchor=poses)
-    return relief.replace(log_rho=log_rho), moved, log_focal
+    moved = dataclasses.replace(window, cam_from_anchor=poses)
+    return dataclasses.replace(relief, log_rho=log_rho), moved, log_focal
 
 
 def focal_information(relief: Relief, window: Window, xy: Array, log_focal: Array) -> Array:

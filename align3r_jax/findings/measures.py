@@ -7,6 +7,7 @@ All of it is counted on a lattice of some thousand pixels of each frame: seconds
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import cv2
 import numpy as np
@@ -139,7 +140,8 @@ def _on_host(scene: Scene) -> Scene:
              "colours": np.uint8, "world_from_cam": np.float64,
              "intrinsics": np.float64}  # fmt: skip
     arrays = {name: np.asarray(getattr(scene, name), kind) for name, kind in kinds.items()}
-    return dataclasses.replace(scene, **arrays)
+    changed: dict[str, Any] = arrays
+    return dataclasses.replace(scene, **changed)
 
 
 def _reversed(scene: Scene) -> Scene:
@@ -154,7 +156,8 @@ def _reversed(scene: Scene) -> Scene:
 
 def _lattice_indices(size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     step = max(1, max(size) // _LATTICE)
-    return tuple(np.arange(step // 2, side, step) for side in size)
+    rows, columns = (np.arange(step // 2, side, step) for side in size)
+    return rows, columns
 
 
 def _lattice(maps: np.ndarray) -> np.ndarray:

@@ -176,24 +176,25 @@ def _network_programs(network: LoadedNetwork, settings: Settings) -> dict[str, e
     one = settings.compute_dtype, settings.precision
     encode = network_programs.encode_program(config, *one)
     decode = network_programs.decode_program(config, *one)
-    structure: list[Any] = []  # of the features, of which the files know only names
+    structure: Any = None  # of the features, of which the files know only names
 
     def run_encode(params: Arrays, inputs: Arrays) -> Arrays:
         tree, images = traverse_util.unflatten_dict(params, sep="/"), inputs["images"]
         features = encode(tree, images, inputs.get("prior_maps"), inputs.get("has_prior"))
-        structure[:] = [jax.tree.structure(features)]
+        nonlocal structure
+        structure = jax.tree.structure(features)
         return _by_name(features)
 
     def run_decode(params: Arrays, first: Arrays, second: Arrays) -> Arrays:
         tree = traverse_util.unflatten_dict(params, sep="/")
         views = (
-            jax.tree.unflatten(*structure, [v[name] for name in names]) for v in (first, second)
+            jax.tree.unflatten(structure, [v[name] for name in names]) for v in (first, second)
         )
         return _by_name(decode(tree, *views))
 
     encoded = _exported(run_encode, settings, params, encode_inputs(config, settings))
     avals = jax.tree.unflatten(encoded.out_tree, encoded.out_avals)
-    names = list(_by_name(jax.tree.unflatten(*structure, range(len(avals)))))
+    names = list(_by_name(jax.tree.unflatten(structure, range(len(avals)))))
     (batch_size,) = export.symbolic_shape("b")
     views = [
         {

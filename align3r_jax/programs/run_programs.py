@@ -253,7 +253,7 @@ def _take(values: Arrays, rows: np.ndarray) -> Arrays:
 
 def _within(listed: Any, num_frames: int) -> np.ndarray:
     """Which of the listed pairs are of the first frames, (P,) bool."""
-    return (np.asarray(listed) < num_frames).all(axis=1)
+    return np.all(np.asarray(listed) < num_frames, axis=1)
 
 
 def _placed(values: Any, rows: np.ndarray, name: str) -> np.ndarray:

@@ -46,8 +46,9 @@ def intrinsics(scene: Scene, summary: dict[str, Any]) -> str:
     spread over the frames, and what of it was known or shared.
     """
     height, width = scene.size.original
-    matrices = np.asarray(camera.to_original(scene.intrinsics, scene.size), np.float64)
-    angle = np.degrees(np.asarray(camera.field_of_view(matrices, height, width), np.float64))
+    original = camera.to_original(scene.intrinsics, scene.size)
+    matrices = np.asarray(original, np.float64)
+    angle = np.degrees(np.asarray(camera.field_of_view(original, height, width), np.float64))
     rows = [
         ("Focal length along x", "px", matrices[:, 0, 0], ".1f"),
         ("Focal length along y", "px", matrices[:, 1, 1], ".1f"),

@@ -85,7 +85,9 @@ def make_film(shown: list[Panel], num_frames: int) -> Film:
     """Returns the pictures of as many frames as `BUDGET` and `MAX_FRAMES` allow."""
     probes = preview.even_indices(num_frames, _PROBES)
     wanted = min(num_frames, SMOOTH)
-    height, full = shown[0].draw(0).shape[:2]
+    first = shown[0].draw(0)
+    assert first is not None, "the first panel shows every frame"
+    height, full = first.shape[:2]
     for width in sorted({min(width, full) for width in WIDTHS}, reverse=True):
         size = (width, max(1, round(height * width / full)))
         cost = sum(len(_picture(panel, t, size) or "") for panel in shown for t in probes)
@@ -94,7 +96,7 @@ def make_film(shown: list[Panel], num_frames: int) -> Film:
             break
     step = math.ceil(num_frames / min(affordable, MAX_FRAMES))
     frames = np.arange(0, num_frames, step)
-    pictures = {panel.key: [_picture(panel, t, size) for t in frames] for panel in shown}
+    pictures = {panel.key: [_picture(panel, int(t), size) for t in frames] for panel in shown}
     # The probes may have been the simple frames.
     while len(frames) > 1 and sum(len(p or "") for row in pictures.values() for p in row) > BUDGET:
         frames, step = frames[::2], 2 * step

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -130,11 +130,15 @@ def _points(
     left = part.dynamic_mask & (part.confidence == 0)
     judged = dataclasses.replace(part, confidence=np.where(left, np.inf, part.confidence))
     depth_range = preview.inverse_depth_range(part.depth)
+    parts: tuple[tuple[Literal["drop", "only"], int], ...] = (
+        ("drop", budget[0]),
+        ("only", budget[1]),
+    )
     groups = [
         dict(pointcloud.sampled_pixels(
             judged, dataclasses.replace(rules, dynamic=dynamic, max_points=count)
         ))
-        for dynamic, count in (("drop", budget[0]), ("only", budget[1]))
+        for dynamic, count in parts
     ]  # fmt: skip
     points = [[np.zeros((0, 3), np.float32)] for _ in groups]
     attributes = [[np.zeros((0, 5), np.uint8)] for _ in groups]
