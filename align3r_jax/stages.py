@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import json
+import os
 import re
 import resource
 import time
@@ -25,6 +26,7 @@ from tqdm import tqdm
 from align3r_jax.io import atomic
 
 T = TypeVar("T")
+_IMPORTED = time.perf_counter()
 _MAX_KEPT_BYTES = 2 << 30  # a stage whose result is larger is computed again on resume
 
 
@@ -82,6 +84,7 @@ class Run:
         started = time.perf_counter()
         result = jax.block_until_ready(compute())
         record = {"stage": name, "seconds": round(time.perf_counter() - started, 3)}
+        record["since_start"] = round(seconds_since_start(), 3)
         record["peak_memory_mb"] = round(peak_memory_bytes() / 2**20)
         give_back_memory()
         device = jax.local_devices()[0].memory_stats()
@@ -123,6 +126,19 @@ class Run:
     def _say(self, sentence: str) -> None:
         if self._show_progress:
             tqdm.write(sentence)
+
+
+def seconds_since_start() -> float:
+    """Returns wall time since this process started, imports included.
+
+    Since this module was imported where the system does not tell (no /proc).
+    """
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        began = float(fields[19]) / os.sysconf("SC_CLK_TCK")  # after boot, proc(5)
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - began
+    except (OSError, AttributeError, IndexError, ValueError):
+        return time.perf_counter() - _IMPORTED
 
 
 def save_tree(path: Path, tree: Any, fingerprint: str) -> None:

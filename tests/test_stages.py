@@ -1,6 +1,11 @@
 """Stages are measured, kept whole, taken again only for the same settings."""
 
 import ctypes
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,6 +64,22 @@ def test_a_resumed_run_takes_finished_stages_and_computes_the_rest(tmp_path):
     assert second.stage("alignment", lambda: 7) == 7
     assert [r.get("resumed", False) for r in second.records] == [True, False]
     assert second.records[1]["peak_memory_mb"] > 0
+
+
+def test_a_record_says_how_long_after_the_start_of_the_process_a_stage_ended():
+    script = (
+        "import time; time.sleep(0.3); from align3r_jax import stages; run = stages.Run();"
+        "run.stage('one', lambda: time.sleep(0.1)); run.stage('two', lambda: 1);"
+        "print([record['since_start'] for record in run.records], stages.seconds_since_start())"
+    )
+    began = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    one, two, now = map(float, re.findall(r"[\d.]+", done.stdout))
+    assert 0.1 <= one <= two <= now <= time.perf_counter() - began + 0.02
+    if Path("/proc/self/stat").exists():  # elsewhere it is counted from the import
+        assert one >= 0.4 - 0.02  # the kernel counts hundredths
 
 
 def test_a_new_run_computes_everything(tmp_path):
