@@ -77,7 +77,7 @@ def test_a_record_says_how_long_after_the_start_of_the_process_a_stage_ended():
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     one, two, now = map(float, re.findall(r"[\d.]+", done.stdout))
-    assert 0.1 <= one <= two <= now <= time.perf_counter() - began + 0.02
+    assert 0.1 <= one <= two <= now + 1e-3 <= time.perf_counter() - began + 0.02
     if Path("/proc/self/stat").exists():  # elsewhere it is counted from the import
         assert one >= 0.4 - 0.02  # the kernel counts hundredths
 
