@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from typing import Any
 from absl import flags
 
 from align3r_jax import config
+from align3r_jax.errors import UserError
 from experiments import cli
 
 PRESET = flags.DEFINE_enum(
@@ -32,12 +34,15 @@ SIZE = flags.DEFINE_list(
     "size", ["288", "512"], "Height and width of a frame in pixels, multiples of 16."
 )
 BATCH = flags.DEFINE_integer("batch", 8, "Frames, and pairs, of a batch.", lower_bound=1)
-DEVICES = flags.DEFINE_list("devices", ["1", "2", "4", "8"], "How many virtual devices.")
+DEVICES = flags.DEFINE_list(
+    "devices", ["1", "2", "4", "8"],
+    "How many virtual devices. Empty: nothing is compiled (to run --processes alone).",
+)  # fmt: skip
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Network compute type.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder for pods.json; default: none is written.")
 PROCESSES = flags.DEFINE_string(
-    "processes", None, "Also measure: glob of clips that 1 and then 2 processes work on, default "
-    "settings with 64 pixels; needs --output. Default: nothing is run.",
+    "processes", None, "Also measure: glob of clips that 1 and then 2 processes work on, a core "
+    "each, default settings with 64 pixels; needs --output. Default: nothing is run.",
 )  # fmt: skip
 
 
@@ -46,8 +51,10 @@ def main(argv: Sequence[str]) -> None:
     import jax
 
     counts = [int(count) for count in DEVICES.value]
+    if PROCESSES.value is not None and OUTPUT.value is None:
+        raise UserError("--processes writes results of the clips; say where with --output=DIR.")
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", max(counts))
+    jax.config.update("jax_num_cpu_devices", max(counts, default=1))
     from experiments import pod_programs
 
     height, width = (int(side) for side in SIZE.value)
@@ -61,10 +68,13 @@ def main(argv: Sequence[str]) -> None:
         rows.append(pod_programs.alignment_row(devices))
     report: dict[str, Any] = {"preset": PRESET.value, "size": [height, width], "rows": rows}
     if PROCESSES.value is not None:
-        report["measured"] = measure(PROCESSES.value, Path(OUTPUT.value or "."))
-    print(pod_programs.table(rows))
+        report["measured"] = measure(PROCESSES.value, Path(OUTPUT.value))
+    if rows:
+        print(pod_programs.table(rows))
     for row in report.get("measured", []):
-        print(f"measured: {row['processes']} processes: {row['seconds']:.1f} s")
+        print(
+            f"measured: {row['clips']} clips, {row['processes']} processes: {row['seconds']:.1f} s"
+        )
     if OUTPUT.value:
         Path(OUTPUT.value).mkdir(parents=True, exist_ok=True)
         (Path(OUTPUT.value) / "pods.json").write_text(json.dumps(report, indent=1) + "\n")
@@ -87,13 +97,20 @@ def measure(clips: str, output: Path) -> list[dict[str, Any]]:
         running = [
             subprocess.Popen(
                 ["taskset", "-c", str(k % (os.cpu_count() or 1)), *command, f"--output={folder}"],
-                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
             )
             for k in range(processes)
         ]  # fmt: skip
         for process in running:
-            process.wait()
-        rows.append({"processes": processes, "seconds": time.perf_counter() - started})
+            _, said = process.communicate()
+            if process.returncode:
+                raise UserError(
+                    f"A process on {clips} ended with {process.returncode}: {said[-500:]}\n"
+                    f"Its command: {shlex.join(command)} --output={folder}"
+                )
+        seconds = time.perf_counter() - started
+        done = len(list(folder.glob("*/summary.json")))
+        rows.append({"clips": done, "processes": processes, "seconds": seconds})
     return rows[1:]
 
 

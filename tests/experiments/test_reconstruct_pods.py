@@ -102,3 +102,23 @@ def test_the_others_go_on_when_one_of_a_distributed_run_dies(clips, tmp_path):
         for process in running:
             process.kill()
     _check_all(output, logs)
+
+
+@pytest.mark.slow
+def test_two_devices_to_a_clip_give_what_one_gives(clips, tmp_path):
+    some = clips.parent / "some"
+    some.mkdir()
+    for name in "abc":
+        (some / name).symlink_to(clips / name)
+    network = "--weights=align3r_small"
+    divided = ("--devices_per_clip=2", "--fsdp=2", "--verbosity=0")
+    for folder, how in (("one", ("--devices=1",)), ("two", divided)):
+        log = tmp_path / f"{folder}.log"
+        running = _start(some, tmp_path / folder, log, network, *how)
+        assert running.wait(timeout=1800) == 0, log.read_text()
+    assert "; 2 places" in (tmp_path / "two.log").read_text()
+    for name in "abc":
+        one, two = (
+            np.load(tmp_path / folder / name / "depth/frame_0002.npy") for folder in ("one", "two")
+        )
+        np.testing.assert_allclose(two, one, rtol=1e-4)
