@@ -11,7 +11,8 @@ core whatever else runs on the machine.
 
 With --step_seconds a jitted step of about that length runs beside the stream, and `waiting` is the
 share of the time in which it had to wait for its batch. On an accelerator
-the step leaves the cores to the pipeline; on a CPU both share them.
+the step leaves the cores to the pipeline; on a CPU both share them, unless --idle_step makes it
+take time and no core, as a step on an accelerator does.
 """
 
 from __future__ import annotations
@@ -49,6 +50,9 @@ SAMPLES = flags.DEFINE_integer("samples", 32, "Pairs measured by stage, and by t
 WORKERS = flags.DEFINE_list("workers", ["0"], "Numbers of processes that load, to compare.")
 STEP_SECONDS = flags.DEFINE_float(
     "step_seconds", 0.0, "Length of the step in seconds; 0: none is run."
+)
+IDLE_STEP = flags.DEFINE_bool(
+    "idle_step", False, "The step waits instead of computing: a stand-in for an accelerator."
 )
 STEPS = flags.DEFINE_integer("steps", 24, "Steps run beside the stream; the last half counts.")
 OUTPUT = flags.DEFINE_string("output", None, "Also write the figures as JSON here.")
@@ -142,13 +146,20 @@ def stream_row(settings: pipeline.PipelineSettings, samples: int, workers: int) 
 
 
 def waiting_row(
-    settings: pipeline.PipelineSettings, workers: int, step_seconds: float, steps: int
-) -> dict[str, float]:
-    """Runs a step of about `step_seconds` on every batch; returns how long it waited for them."""
+    settings: pipeline.PipelineSettings, workers: int, step_seconds: float, steps: int,
+    idle: bool = False,
+) -> dict[str, float]:  # fmt: skip
+    """Runs a step of about `step_seconds` on every batch; returns how long it waited for them.
+
+    idle: the step takes no core.
+    """
     settings = dataclasses.replace(settings, workers=workers)
     with pipeline.training_batches(settings, 0, 0, 1) as stream:
         first = jax.device_put(stream.batch_of(0))
-        step, real_seconds = _make_step(first, step_seconds)
+        if idle:
+            step, real_seconds = lambda _: time.sleep(step_seconds), step_seconds
+        else:
+            step, real_seconds = _make_step(first, step_seconds)
         waited, counted = 0.0, max(steps // 2, 1)
         for number in range(1, steps + 1):
             asked = time.perf_counter()
@@ -194,6 +205,8 @@ def main(argv: Sequence[str]) -> None:
     cv2.setNumThreads(1)
     if (DATASET.value is None) != (ROOT.value is None):
         raise UserError("Give --dataset and --root together, or neither for the sample clip.")
+    if IDLE_STEP.value and STEP_SECONDS.value <= 0:
+        raise UserError("--idle_step needs a length: give --step_seconds too.")
     try:
         workers = [int(value) for value in WORKERS.value]
     except ValueError as error:
@@ -218,7 +231,7 @@ def main(argv: Sequence[str]) -> None:
             }
             if STEP_SECONDS.value > 0:
                 found["waiting"] = [
-                    waiting_row(settings, count, STEP_SECONDS.value, STEPS.value)
+                    waiting_row(settings, count, STEP_SECONDS.value, STEPS.value, IDLE_STEP.value)
                     for count in workers
                 ]
             report["sets"][title] = found

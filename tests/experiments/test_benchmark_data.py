@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
     ("arguments", "code"),
     [
         (["--height=16", "--width=32", "--batch_size=2", "--samples=4", "--steps=3",
-          "--step_seconds=0.005"], 0),
+          "--step_seconds=0.005", "--idle_step"], 0),
         (["--dataset=tartanair"], 2),
     ],
     ids=["figures", "refused"],
@@ -39,5 +39,5 @@ def test_figures_of_both_formats(tmp_path, arguments, code):
         assert all(value > 0 for value in cost.values())
         (stream,), (waiting,) = found["streams"], found["waiting"]
         assert stream["pairs_per_second"] > 0 and 0 <= waiting["waiting"] <= 1
-        assert waiting["step_seconds"] > 0
+        assert waiting["step_seconds"] == 0.005
     assert "whole sample" in process.stdout
