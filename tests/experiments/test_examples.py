@@ -7,6 +7,7 @@ import pytest
 from absl.testing import flagsaver
 
 
+@pytest.mark.slow
 def test_align_your_own_point_maps(capsys):
     errors = importlib.import_module("experiments.examples.01_align_your_own_point_maps").main()
     assert errors["ate"] < 0.1 * errors["standing_ate"]
