@@ -40,12 +40,6 @@ WIDTH = flags.DEFINE_integer("width", 128, "Of the video, in pixels.", lower_bou
 MAX_MEMORY = flags.DEFINE_string("max_memory", "4GB", "What every run may use: 4GB, 6GiB.")
 KEEP = flags.DEFINE_bool("keep", True, "Take lengths that are in benchmark_long.json from there.")
 
-_STYLE = (
-    "<style>text{font:12px sans-serif;fill:#777}.end{text-anchor:end}.middle{text-anchor:middle}"
-    ".grid{stroke:#9994;fill:none}.line{fill:none;stroke-width:2}"
-    ".s1{stroke:#2f7ed8}.s2{stroke:#d8772f}</style>"
-)
-
 
 def measure(video: Path, output: Path, frames: int, max_memory: str) -> dict[str, Any]:
     """Runs the main command on the first `frames` frames; returns what it took and how good it is.
@@ -133,14 +127,13 @@ def charts(rows: list[dict[str, Any]], folder: Path) -> None:
             plots.Line("measured", frames, memory),
             plots.Line("predicted", frames, predicted, style="s2"),
         ],
-        "peak GB (orange: predicted)",
+        "peak GB",
     )
 
 
 def _write_svg(path: Path, lines: list[plots.Line], label: str) -> None:
     chart = plots.line_chart(lines, title=label, x_label="frames", y_label=label)
-    chart = chart.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-    path.write_text(chart.replace("</title>", f"</title>{_STYLE}", 1))
+    path.write_text(plots.standalone(chart, lines))
 
 
 def main(argv: Sequence[str]) -> None:

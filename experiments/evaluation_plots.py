@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -73,10 +74,10 @@ def path(stem: Path, prediction: Prediction, truth: Truth) -> list[str]:
             for name, p, style in paths
         ]
         svg = plots.map_chart(
-            lines, title="Camera path, predicted (blue) over the truth", x_label=labels[0],
+            lines, title="Camera path, predicted over the truth", x_label=labels[0],
             y_label=labels[1],
         )  # fmt: skip
-        written += _write_svg(stem, ending, svg)
+        written += _write_svg(stem, ending, svg, lines)
     return written
 
 
@@ -103,13 +104,10 @@ def style() -> str:
     return resources.files("align3r_jax.viewer").joinpath("assets/report.css").read_text()
 
 
-def _write_svg(stem: Path, ending: str, svg: str) -> list[str]:
+def _write_svg(stem: Path, ending: str, svg: str, lines: Sequence[plots.Line] = ()) -> list[str]:
     if not svg:
         return []
-    alone = svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-    start = alone.index(">") + 1
-    alone = f"{alone[:start]}<style>{style()}</style>{alone[start:]}"
-    return [_write(stem, ending, alone.encode())]
+    return [_write(stem, ending, plots.standalone(svg, lines).encode())]
 
 
 def _write(stem: Path, ending: str, content: bytes) -> str:

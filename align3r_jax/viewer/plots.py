@@ -9,6 +9,9 @@ import base64
 import dataclasses
 import html
 import math
+import re
+from collections.abc import Sequence
+from importlib import resources
 from typing import Any
 
 import numpy as np
@@ -123,6 +126,34 @@ def legend(lines: list[Line]) -> str:
         for line in lines
     )
     return f'<ul class="legend">{items}</ul>'
+
+
+def standalone(svg: str, lines: Sequence[Line] = ()) -> str:
+    """Returns a chart as a file of its own: with the page's colours, and the names of several
+    curves below it. Empty stays empty.
+    """
+    if not svg:
+        return ""
+    css = (resources.files("align3r_jax.viewer") / "assets" / "report.css").read_text("utf-8")
+    colours = "".join(re.findall(r"--s\d: #\w+;", css.split("@media")[0]))
+    classes = "".join(f".s{k}{{color:var(--s{k})}}" for k in range(1, NUM_COLOURS + 1))
+    style = (
+        f"<style>svg{{{colours}background:#fff}}{classes}text{{font:12px sans-serif;fill:#555}}"
+        ".end{text-anchor:end}.middle{text-anchor:middle}.grid{stroke:#ddd;fill:none}"
+        ".line,.tick,.ring{fill:none;stroke:currentColor;stroke-width:2}.tick{stroke-width:1}"
+        ".dot{fill:currentColor}</style>"
+    )
+    height = int(re.search(r'viewBox="0 0 \d+ (\d+)"', svg)[1])  # type: ignore[index]
+    names = [
+        f'<path class="line {line.style}" d="M{LEFT} {height + 10 + 18 * k}h22"/>'
+        f'<text x="{LEFT + 30}" y="{height + 14 + 18 * k}">{html.escape(line.name)}</text>'
+        for k, line in enumerate(lines)
+        if len(lines) > 1
+    ]
+    size = f'viewBox="0 0 {WIDTH} {height + 18 * len(names) + 6 * bool(names)}"'
+    alone = re.sub(r'viewBox="[^"]*"', f'xmlns="http://www.w3.org/2000/svg" {size}', svg, count=1)
+    start = alone.index(">") + 1
+    return f"{alone[:start]}{style}{alone[start : -len('</svg>')]}{''.join(names)}</svg>\n"
 
 
 @dataclasses.dataclass(frozen=True)
