@@ -29,7 +29,7 @@ SMOOTH = flags.DEFINE_integer(
     "smooth", 1, "Logged steps in a mean, for values logged with every one.", lower_bound=1
 )
 AGAINST = flags.DEFINE_enum("against", "step", ["step", "seconds"], "What is drawn to the right.")
-FROM = flags.DEFINE_integer("from_step", 0, "Leaves out the steps before.", lower_bound=0)
+FROM = flags.DEFINE_integer("from_step", 0, "First step drawn; 0: all are.", lower_bound=0)
 OUTPUT = flags.DEFINE_string("output", "training.svg", "The picture, an SVG.")
 
 

@@ -151,7 +151,8 @@ def standalone(svg: str, lines: Sequence[Line] = ()) -> str:
         if len(lines) > 1
     ]
     size = f'viewBox="0 0 {WIDTH} {height + 18 * len(names) + 6 * bool(names)}"'
-    alone = re.sub(r'viewBox="[^"]*"', f'xmlns="http://www.w3.org/2000/svg" {size}', svg, count=1)
+    alone = re.sub(r'viewBox="[^"]*"', size, svg, count=1)
+    alone = alone.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
     start = alone.index(">") + 1
     return f"{alone[:start]}{style}{alone[start : -len('</svg>')]}{''.join(names)}</svg>\n"
 
