@@ -8,18 +8,35 @@ Expected: Abs Rel of a noisy prior 0.141 -> 0.121 on unseen procedural clips, 0.
     real one (the committed weights, align3r_jax/weights/shipped/gates.json).
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from experiments import train_settings
 
+# Of size and output; align3r_small.py:NAME trains one of them, experiments/README.md compares.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "": {},
+    "narrow": {"enc_embed_dim": 96, "dec_embed_dim": 96},
+    "wide": {"enc_embed_dim": 192, "dec_embed_dim": 192, "enc_num_heads": 6, "dec_num_heads": 6},
+    "shallow": {"enc_depth": 3, "dec_depth": 2},
+    "direct": {"output": "direct"},
+}
+
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Returns the settings; `arg` is unused."""
-    del arg
+    """Returns the settings; `arg` is a name of `VARIANTS`, the shipped network without.
+
+    Raises ValueError for another one.
+    """
+    if arg not in VARIANTS:
+        known = ", ".join(name for name in VARIANTS if name)
+        raise ValueError(f"Unknown variant {arg!r} of align3r_small; known are {known}.")
     return train_settings.complete(
         {
             "task": "pairwise",
             "network": "align3r_small",
+            "network_settings": VARIANTS[arg],
             "data": {"source": "procedural", "prior_dropout": 0.35},
             "resolutions": ((128, 160),),
             "batch_size": 8,

@@ -36,6 +36,7 @@ from tests.data.readers import folders, test_own_folder
 CONFIGS = Path(align3r_small.__file__).parent
 PLAIN = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem not in ("__init__",))
 VARIANTS = [f"ablation:{prefix}{name}" for prefix in ("", "small-") for name in ablation.VARIANTS]
+VARIANTS += [f"align3r_small:{name}" for name in align3r_small.VARIANTS if name]
 ALL = [name for name in PLAIN if name != "ablation"] + ["monst3r_vitl_512:paper"] + VARIANTS
 # Those whose step differs in more than numbers; all others are traced by a slow test.
 TRACED = [
