@@ -19,7 +19,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "": {},
     "narrow": {"enc_embed_dim": 96, "dec_embed_dim": 96},
     "wide": {"enc_embed_dim": 192, "dec_embed_dim": 192, "enc_num_heads": 6, "dec_num_heads": 6},
-    "shallow": {"enc_depth": 3, "dec_depth": 2},
+    "shallow": {"enc_depth": 3},
     "direct": {"output": "direct"},
 }
 
