@@ -3,8 +3,10 @@
     python -m experiments.measure_gates [--clip=DIR] [--write]
 
 Unseen procedural clips with unseen textures; with --clip also a real RGB-D sequence (`rgb/`,
-`depth/*.png` at 5000 levels a metre). --write records the figures and what follows from them in
-`align3r_jax/weights/shipped/gates.json`, which decides where the networks are used by default.
+`depth/*.png` at 5000 levels a metre). Of `align3r_small` also what single pairs are worth without
+any aligner, with the prior and without: depth, and rotation between the cameras. --write records
+the figures and what follows from them in `align3r_jax/weights/shipped/gates.json`, which decides
+where the networks are used by default.
 """
 
 from __future__ import annotations
@@ -20,18 +22,21 @@ import numpy as np
 from absl import flags
 
 import align3r_jax
+from align3r_jax.config import NetworkConfig
 from align3r_jax.evaluation import depth as depth_metrics
 from align3r_jax.evaluation import summary
 from align3r_jax.predictors import refine
 from align3r_jax.priors import mono_depth, shipped
 from align3r_jax.structs import DepthPrior, Frames
-from data.procedural import benchmark, noise
+from align3r_jax.weights import store
+from data.procedural import benchmark, noise, stream
 from data.procedural.clip import frames_of
-from experiments import cli
+from experiments import cli, pair_scores
 
 CLIP = flags.DEFINE_string("clip", None, "Folder of a real RGB-D sequence, also measured.")
 WRITE = flags.DEFINE_bool("write", False, "Write gates.json.")
 
+_PAIR_SIZE = (128, 160)  # at which it was trained
 _BEATS = 0.98  # of the baseline: smaller differences mean nothing on a few clips
 
 
@@ -62,6 +67,19 @@ def measure(frames: Frames, truth: np.ndarray, instance: np.ndarray, seed: int) 
     }
 
 
+def measure_pairs() -> dict[str, dict[str, float]]:
+    """Returns depth and rotation errors of `align3r_small` on 64 unseen pairs, and baselines'."""
+    network = store.load("align3r_small")
+    assert isinstance(network.config, NetworkConfig)
+    batches = stream.validation_batches(*_PAIR_SIZE, 4, 16)
+    predict = pair_scores.make_predict(network.config)
+    blind = pair_scores.without_prior(batches)
+    return pair_scores.baselines(batches) | {
+        "align3r_small": pair_scores.scores(predict, network.params, batches),
+        "align3r_small without prior": pair_scores.scores(predict, network.params, blind),
+    }
+
+
 def real_clip(folder: Path) -> tuple[Frames, np.ndarray]:
     """Returns the frames and measured depth (T, H, W) metres at working size of a sequence."""
     frames, _ = align3r_jax.read_frames(folder / "rgb", size=320)
@@ -85,6 +103,9 @@ def main(argv: Sequence[str]) -> None:
         rows["real clip"] = real
     for name, row in (rows | {"procedural mean": procedural}).items():
         print(f"{name:16s} " + "  ".join(f"{key} {value:.3f}" for key, value in row.items()))
+    pairs = measure_pairs()
+    for name, row in pairs.items():
+        print(f"pairs: {name:28s} " + "  ".join(f"{key} {row[key]:.3f}" for key in row))
     everywhere = [procedural] + ([real] if real else [])
     beats = {
         network: all(row[network] < _BEATS * row[baseline] for row in everywhere)
@@ -95,7 +116,12 @@ def main(argv: Sequence[str]) -> None:
         content = {
             "small_depth": {"use": {"as_default_prior": beats["small_depth"]}},
             "align3r_small": {"use": {"refine_prior": beats["align3r_small"]}},
-            "measured": {"procedural": procedural, "real": real, "unit": "Abs Rel per frame"},
+            "measured": {
+                "procedural": procedural,
+                "real": real,
+                "unit": "Abs Rel per frame",
+                "pairs": pairs,
+            },
         }
         path = Path(str(resources.files("align3r_jax.weights"))) / "shipped" / "gates.json"
         path.write_text(json.dumps(content, indent=1) + "\n")
