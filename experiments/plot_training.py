@@ -87,7 +87,10 @@ def main(argv: Sequence[str]) -> None:
             curves.append(plots.Line(name or key, x, y, style))
             print(f"{name or key}: {y[np.isfinite(y)][-1]:.5g} at {AGAINST.value} {x[-1]:g}")
     chart = plots.line_chart(
-        curves, title="Training", x_label=AGAINST.value, y_label=", ".join(KEYS.value)
+        curves,
+        title="Training",
+        x_label=AGAINST.value,
+        y_label=KEYS.value[0] if len(KEYS.value) == 1 else "value",
     )
     if not chart:
         raise UserError("No value of these curves is positive; there is nothing to draw.")
