@@ -22,7 +22,7 @@ Hardware and time: as align3r_vitl_512.py and align3r_small.py.
 Expected, Align3R on Sintel, Abs Rel of video depth (sources in evaluation/published.json):
     zero_conv 0.263, no_prior 0.306, full 0.310, last_layers 0.319, concat 0.399.
     MonST3R's table, with its own recipe: decoder_and_head 0.335, full 0.352, head_only 0.394.
-    Not run here at full size.
+    Not run here at full size; of the small network experiments/README.md has the table.
 """
 
 from ml_collections import ConfigDict
