@@ -85,7 +85,7 @@ def table(found: Sequence[dict[str, Any]]) -> str:
     for row in found:
         rate = row["gflop"] / row["cpu_seconds"]
         lines.append(
-            f"| {row['program']} | {row['gflop']:.1f} | {row['cpu_seconds']:.3f} | {rate:.0f} "
+            f"| {row['program']} | {row['gflop']:.1f} | {row['cpu_seconds']:.3g} | {rate:.0f} "
             f"| {row['share']:.0%} | {row['temporary_mb']:.0f} MB |"
         )
     return "\n".join(lines)
