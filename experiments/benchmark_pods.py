@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -89,24 +88,27 @@ def measure(clips: str, output: Path) -> list[dict[str, Any]]:
         sys.executable, "-m", "experiments.reconstruct", f"--videos={clips}", "--size=64",
         "--prior=plane", "--devices=1",
     ]  # fmt: skip
+    output.mkdir(parents=True, exist_ok=True)
     rows = []
     for processes in (1, 1, 2):  # the first run fills the cache of compiled programs
         folder = output / "measured"
         shutil.rmtree(folder, ignore_errors=True)
         started = time.perf_counter()
-        running = [
-            subprocess.Popen(
-                ["taskset", "-c", str(k % (os.cpu_count() or 1)), *command, f"--output={folder}"],
-                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-            )
-            for k in range(processes)
-        ]  # fmt: skip
-        for process in running:
-            _, said = process.communicate()
-            if process.returncode:
+        logs = [output / f"process_{k}.log" for k in range(processes)]
+        running = []
+        for k, log in enumerate(logs):
+            core = ["taskset", "-c", str(k % (os.cpu_count() or 1))]
+            with log.open("w") as file:
+                running.append(
+                    subprocess.Popen(
+                        [*core, *command, f"--output={folder}"], stdout=file, stderr=file
+                    )
+                )
+        for process, log in zip(running, logs):
+            if process.wait():
                 raise UserError(
-                    f"A process on {clips} ended with {process.returncode}: {said[-500:]}\n"
-                    f"Its command: {shlex.join(command)} --output={folder}"
+                    f"A process on {clips} ended with {process.returncode}; {log} says why: "
+                    f"{log.read_text()[-300:]}"
                 )
         seconds = time.perf_counter() - started
         done = len(list(folder.glob("*/summary.json")))
