@@ -139,9 +139,10 @@ def _on_host(scene: Scene) -> Scene:
     kinds = {"depth": np.float32, "confidence": np.float32, "dynamic_mask": bool,
              "colours": np.uint8, "world_from_cam": np.float64,
              "intrinsics": np.float64}  # fmt: skip
-    arrays = {name: np.asarray(getattr(scene, name), kind) for name, kind in kinds.items()}
-    changed: dict[str, Any] = arrays
-    return dataclasses.replace(scene, **changed)
+    arrays: dict[str, Any] = {
+        name: np.asarray(getattr(scene, name), kind) for name, kind in kinds.items()
+    }
+    return dataclasses.replace(scene, **arrays)
 
 
 def _reversed(scene: Scene) -> Scene:
