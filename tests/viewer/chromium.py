@@ -25,6 +25,7 @@ FLAGS = (
     "--disable-default-apps", "--hide-scrollbars", "--remote-debugging-pipe", "about:blank",
 )  # fmt: skip
 TIMEOUT = 120.0
+DRAWN = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done())))"
 
 
 class Page:
@@ -91,13 +92,17 @@ class Page:
         )
 
     def picture(self, selector: str | None = None) -> np.ndarray:
-        """Returns (H, W, 3) uint8 RGB of what an element, or the whole window, looks like."""
+        """Returns (H, W, 3) uint8 RGB of what an element, or the whole window, looks like.
+
+        Waits for two animation frames first: pages draw in the next one after an event.
+        """
         options: dict = {}
         if selector is not None:
             box = self.box(selector)
             offset = self.evaluate("[scrollX, scrollY]")
             options["clip"] = {"x": box["x"] + offset[0], "y": box["y"] + offset[1], "scale": 1,
                                "width": box["width"], "height": box["height"]}  # fmt: skip
+        self.evaluate(DRAWN)
         data = base64.b64decode(self.send("Page.captureScreenshot", **options)["data"])
         return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
 
