@@ -144,8 +144,8 @@ class AlignmentConfig:
     lr_min: float = 1e-3
     schedule: str = "linear"  # linear, cosine or cycleK: K linear ramps
     # "gauss_newton": second order on a lattice of pixels, then the depth of every pixel. "auto":
-    # `pipeline.reconstruct` takes it where all frames are aligned at once, Adam in clips; the
-    # aligner by itself takes Adam.
+    # `pipeline.reconstruct` takes it (Adam still refines clips together); the aligner by itself
+    # takes Adam.
     solver: Literal["auto", "adam", "gauss_newton"] = "adam"
     lattice_stride: int = 0  # every n-th pixel in x and y; 0: about 4,100 pixels of a frame
     gauss_newton_steps: int = 18  # at most

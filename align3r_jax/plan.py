@@ -94,10 +94,10 @@ class Plan:
         """Returns the config with what the plan decides, the solver "auto" among it."""
         pairs = dataclasses.replace(config.pairs, clip_size=self.clip_size)
         solver = config.alignment.solver
-        if solver == "auto":
-            solver = "gauss_newton" if self.mode == "flat" else "adam"
         alignment = dataclasses.replace(
-            config.alignment, joint_pixels=self.joint_pixels, solver=solver
+            config.alignment,
+            joint_pixels=self.joint_pixels,
+            solver="gauss_newton" if solver == "auto" else solver,
         )
         return dataclasses.replace(
             config,

@@ -37,7 +37,7 @@ FRAMES = flags.DEFINE_integer("frames", 0, "Frames of a clip; 0: all.", lower_bo
 HEIGHT = flags.DEFINE_integer("height", 0, "Of the clips, in pixels; 0: theirs.", lower_bound=0)
 WIDTH = flags.DEFINE_integer("width", 0, "Of the clips, in pixels; 0: theirs.", lower_bound=0)
 ITERATIONS = flags.DEFINE_integer(
-    "iterations", 300, "Iterations of Adam, which aligns the clips of the hierarchical variants.",
+    "iterations", 300, "Iterations of Adam, where a variant is solved by it.",
     lower_bound=1,
 )  # fmt: skip
 FIELD = flags.DEFINE_float(

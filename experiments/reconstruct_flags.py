@@ -104,8 +104,7 @@ CLIP_SIZE = flags.DEFINE_integer(
 SOLVER = flags.DEFINE_enum(
     "solver", "auto", ["auto", "adam", "gauss_newton"],
     "Of the alignment: adam (first order, all pixels) or gauss_newton (second order, a lattice of "
-    "pixels). auto: gauss_newton for all frames at once; adam for clips of long videos and "
-    "wherever --iterations, --lr, --lr_min or --schedule is set.",
+    "pixels). auto: gauss_newton; adam where --iterations, --lr, --lr_min or --schedule is set.",
 )  # fmt: skip
 STEPS = flags.DEFINE_integer(
     "steps", config_lib.AlignmentConfig.gauss_newton_steps, "Steps of gauss_newton, at most.",

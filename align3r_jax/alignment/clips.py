@@ -1,7 +1,8 @@
-"""Clips of a video solved in one call: filled up to one shape, stacked, one compiled loop.
+"""Clips of a video solved in one shape: stacked in one compiled loop, or one after the other.
 
 A clip with fewer frames, pairs or flow fields than the largest gets invalid ones, which have no
-weight anywhere (`objective.Problem`), so its result is what it would be alone.
+weight anywhere (`objective.Problem`), so its result is what it would be alone. Adam's hundreds of
+steps are shared by all clips of a call; Gauss-Newton's few run clip by clip, in one program.
 """
 
 from __future__ import annotations
@@ -16,30 +17,48 @@ import jax.numpy as jnp
 import numpy as np
 
 from align3r_jax.alignment import align as align_lib
-from align3r_jax.alignment import objective, padding
+from align3r_jax.alignment import bucketed, objective, padding
 from align3r_jax.alignment.align import Solved, Task
 from align3r_jax.alignment.solvers import adam
-from align3r_jax.structs import AlignmentPriors, AlignmentVariables, Array
+from align3r_jax.structs import AlignmentPriors, AlignmentVariables, Array, PairGraph
 
 # Whether the compiled loop treats the clips of a call side by side (vmap) or one after the other
 # (map): side by side took 1.7 times as long on a CPU (three clips of nine frames, 128x96).
 _SIDE_BY_SIDE = {"cpu": False}
 
 
-def solve(tasks: Sequence[Task], progress: adam.Progress | None = None) -> list[Solved]:
+def solve(
+    tasks: Sequence[Task],
+    progress: adam.Progress | None = None,
+    *,
+    like: PairGraph | None = None,
+) -> list[Solved]:
     """Solves tasks together; one by one those with known cameras or settings of their own, and all
     if the solver is not Adam.
 
-    progress: called as (iteration, total, loss), the loss that of the average task.
+    progress: called as (iteration, total, loss), the loss that of the average task. like: graph of
+    the longest clip there is; those that Gauss-Newton solves are filled up to it, so that all calls
+    share its programs.
     """
     together = [k for k, task in enumerate(tasks) if _kind(task) == _kind(tasks[0])]
     if len(together) < 2 or tasks[0].known is not None or tasks[0].config.solver != "adam":
         together = []
     solved = dict(zip(together, _solve_stacked([tasks[k] for k in together], progress)))
-    for k, task in enumerate(tasks):
-        if k not in solved:
-            solved[k] = align_lib.solve(task, progress)
+    alone = [k for k in range(len(tasks)) if k not in solved]
+    for count, k in enumerate(alone):
+        told = _part(progress, count, len(alone))
+        if like is None or tasks[k].config.solver == "adam":
+            solved[k] = align_lib.solve(tasks[k], told)
+        else:
+            solved[k] = bucketed.solve(tasks[k], told, like=like)
     return [solved[k] for k in range(len(tasks))]
+
+
+def _part(progress: adam.Progress | None, index: int, count: int) -> adam.Progress | None:
+    """The progress of one of several tasks, as that of all."""
+    if progress is None:
+        return None
+    return lambda done, total, loss: progress(index * total + done, count * total, loss)
 
 
 def _kind(task: Task) -> tuple:

@@ -106,20 +106,20 @@ def align_video(
     runs = len(clips) + (len(clips) > 1)
     total = config.iterations * runs + config.joint_iterations * wants_joint
 
-    def report(done: int, weight: int = 1) -> adam.Progress:
-        def told(iteration: int, _: int, loss: float) -> None:
-            if progress is not None:
-                progress(done + weight * iteration, total, loss)
+    tell: adam.Progress = progress or (lambda *_: None)
 
-        return told
+    def report(done: int, share: int) -> adam.Progress:
+        return lambda step, steps, loss: tell(done + share * step // steps, total, loss)
 
     user = _User(known, dynamic_mask, ignore, depth_prior)
-    video = _Video(num_frames, predict, flow_of, pairs, config, user, cut, wants_joint)
+    longest = max(map(len, clips))
+    video = _Video(num_frames, predict, flow_of, pairs, config, user, cut, wants_joint, longest)
     if len(clips) == 1:
-        return keep("alignment", lambda: _align_runs(video, clips, report(0))).results[0]
+        one = keep("alignment", lambda: _align_runs(video, clips, report(0, config.iterations)))
+        return one.results[0]
     on_lattice = cut.lattice_keys or len(clips) > pairs.max_complete_key_frames > 0
     align_keys = _align_keys_on_lattice if on_lattice else _align_keys
-    keys = keep("key frames", lambda: align_keys(video, clips, report(0)))
+    keys = keep("key frames", lambda: align_keys(video, clips, report(0, config.iterations)))
     parts = [keys]
     for first in range(0, len(clips), cut.clips_per_call):
         chosen = clips[first : first + cut.clips_per_call]
@@ -134,7 +134,7 @@ def align_video(
                     _align_runs,
                     video,
                     chosen,
-                    report(config.iterations * (1 + first), len(chosen)),
+                    report(config.iterations * (1 + first), config.iterations * len(chosen)),
                     priors=_priors(keys, first, len(chosen), config),
                     borders=borders if wants_joint else (),
                 ),
@@ -155,7 +155,7 @@ def align_video(
             known=known,
             ignore=ignore,
             depth_prior=depth_prior,
-            progress=report(config.iterations * runs),
+            progress=report(config.iterations * runs, config.joint_iterations),
         ),
     )
     return dataclasses.replace(
@@ -183,7 +183,7 @@ class _User(NamedTuple):
 
 
 class _Video(NamedTuple):
-    """The arguments of `align_video`."""
+    """The arguments of `align_video`, and the number of frames of its longest clip."""
 
     num_frames: int
     predict: Callable[[PairGraph], PairPredictions]
@@ -193,6 +193,7 @@ class _Video(NamedTuple):
     user: _User
     cut: Cut
     wants_joint: bool
+    longest_clip: int
 
     def graph(self, pairs: np.ndarray, like: PairGraph) -> PairGraph:
         """Returns a graph over frame numbers of the video."""
@@ -242,8 +243,9 @@ def _align_runs(
         if borders and len(borders[k]):
             graph = video.graph(borders[k], inside)
             lattices += video.observe(graph, video.predict(graph), video.flow_of(graph))
+    like = local or pairing.clip_graph(video.longest_clip, symmetric)
     results = []
-    for task, solved, chosen in zip(tasks, clips_lib.solve(tasks, progress), pairs):
+    for task, solved, chosen in zip(tasks, clips_lib.solve(tasks, progress, like=like), pairs):
         results.append(dataclasses.replace(align_lib.finish(task, solved), pairs=chosen))
     return jax.device_get(Runs(tuple(results), joint.concatenate(lattices) if lattices else None))
 

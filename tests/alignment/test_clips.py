@@ -9,7 +9,7 @@ import pytest
 from align3r_jax import pairing
 from align3r_jax.alignment import align as align_lib
 from align3r_jax.alignment import clips, variables
-from align3r_jax.alignment.solvers import adam
+from align3r_jax.alignment.solvers import adam, second_order
 from align3r_jax.config import AlignmentConfig
 from align3r_jax.structs import OpticalFlow, PairPredictions
 
@@ -111,3 +111,25 @@ def test_clips_with_settings_of_their_own_are_solved_alone(tasks):
     found = clips.solve([tasks[2], odd])
     assert len(found[0].outcome.trace["total"]) == 8
     assert not found[1].outcome.trace
+
+
+def test_gauss_newton_solves_ragged_clips_in_one_program():
+    config = dataclasses.replace(
+        CONFIG, solver="gauss_newton", gauss_newton_steps=6, lattice_stride=2
+    )
+    tasks = [_task(5, 0, config), _task(3, 2, config)]
+    reports = []
+    before = second_order._steps._cache_size()
+    found = clips.solve(
+        tasks, lambda *report: reports.append(report[:2]), like=pairing.clip_graph(5, True)
+    )
+    assert second_order._steps._cache_size() == before + 1
+    assert reports == sorted(reports) and reports[-1] == (12, 12)
+    for task, solved in zip(tasks, found):
+        alone = align_lib.solve(task)
+        assert not solved.outcome.failed
+        np.testing.assert_allclose(
+            solved.outcome.trace["total"][-1], alone.outcome.trace["total"][-1], rtol=1e-3
+        )
+        assert solved.outcome.variables.log_depth.shape == alone.outcome.variables.log_depth.shape
+        assert solved.pair_losses.shape == (task.graph.num_pairs,)

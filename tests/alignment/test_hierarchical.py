@@ -251,3 +251,23 @@ def test_a_short_video_is_one_clip(video):
             config=POSE,
         )
     assert asked == [[[0, 1], [0, 3], [1, 2], [2, 3], [1, 0], [3, 0], [2, 1], [3, 2]]]
+
+
+@pytest.mark.slow
+def test_the_second_order_solver_lowers_the_loss_of_every_run(golden_dir, video):
+    """And progress only rises, whichever solver reports it."""
+    pairs = PairConfig(clip_size=int(video.scene["clip_size"]))
+    found, reports = {}, []
+    for solver in ("adam", "gauss_newton"):
+        config = dataclasses.replace(POSE, iterations=100, solver=solver)
+        reports.clear()
+        found[solver] = hierarchical.align_video(
+            video.num_frames, predict=video.predict, flow_of=video.flow, pairs=pairs,
+            config=config, progress=lambda *report: reports.append(report[:2]),
+        )  # fmt: skip
+        done = [iteration for iteration, _ in reports]
+        assert done == sorted(done)
+        assert reports[-1] == (100 * len(video.plan["pose_graphs"]),) * 2
+    adam, second = (result.pair_losses for result in found.values())
+    assert not found["gauss_newton"].failed
+    assert second.mean() < 1.02 * adam.mean()
