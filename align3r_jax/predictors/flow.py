@@ -88,7 +88,7 @@ class FlowPredictor:
             known = dataclasses.replace(structure, log_rho=-solution.log_depth)
             structure = flow_cameras.refine(known, still, config)
         solution = _solve_depth(structure, obs, prior_log, static, frames.images)
-        if not solution.fitted.useful:
+        if not solution.fitted.knows_movers:
             standing = flow_motion.stand_movers(solution.log_depth, static, obs.lattice)
             solution = dataclasses.replace(solution, log_depth=standing)
         depth = _dense_depth(solution, obs, full_prior, stride, (height, width))

@@ -20,6 +20,9 @@ from scipy import linalg
 from align3r_jax.predictors import flow_lattice
 
 _CORRELATED = 50  # lattice pixels err together: so many count as one
+# A prior that lies so much nearer than a plane to what was triangulated also knows where things
+# stand that move; a weaker one does not.
+_KNOWS_MOVERS = 0.5
 
 
 def triangulate(
@@ -80,11 +83,13 @@ def _triangulate(structure, obs, log_rho, noise_px, iterations, bounds, part):
 @dataclasses.dataclass(frozen=True)
 class FittedPrior:
     """log_depth: (T, P), the prior (or plane) in the scale of the bundle; sigma: how far true log
-    depth lies from it; useful: False if a plane fits the triangulated depth as well."""
+    depth lies from it; useful: False if a plane fits the triangulated depth as well; knows_movers:
+    whether what moves may keep the prior's depth."""
 
     log_depth: np.ndarray
     sigma: float
     useful: bool
+    knows_movers: bool
 
 
 def frame_offsets(
@@ -149,12 +154,17 @@ def fit_prior(
     """
     plane = _fit(measured, variance, np.zeros_like(measured), structure, obs, contrast=False)
     if prior is None:
-        return FittedPrior(plane[0], plane[1], False)
+        return FittedPrior(plane[0], plane[1], useful=False, knows_movers=False)
     fitted = _fit(measured, variance, prior, structure, obs, contrast=True)
     measurable = np.median(variance) < 0.3**2
     if measurable and fitted[1] > 0.97 * plane[1]:
-        return FittedPrior(plane[0], plane[1], False)
-    return FittedPrior(np.where(np.isnan(prior), plane[0], fitted[0]), fitted[1], True)
+        return FittedPrior(plane[0], plane[1], useful=False, knows_movers=False)
+    return FittedPrior(
+        np.where(np.isnan(prior), plane[0], fitted[0]),
+        fitted[1],
+        useful=True,
+        knows_movers=not measurable or fitted[1] < _KNOWS_MOVERS * plane[1],
+    )
 
 
 def _fit(measured, variance, relief, structure, obs, contrast):

@@ -46,6 +46,23 @@ def test_a_prior_of_wandering_scale_is_brought_to_one_scale():
     assert not flow_depth.fit_prior(depth, variance, useless, truth, obs).useful
 
 
+def test_only_a_good_prior_says_where_movers_stand():
+    truth, obs = flow_scene.exact_problem(6)
+    rng = np.random.default_rng(4)
+    # Relief that no plane has: without it a plane would be as good as any prior.
+    depth = -truth.log_rho + 0.4 * rng.normal(size=truth.log_rho.shape)
+    variance = np.full_like(depth, 0.03**2)
+    good, weak = (
+        flow_depth.fit_prior(depth, variance, depth + error, truth, obs)
+        for error in rng.normal(size=depth.shape) * np.array([0.1, 0.3])[:, None, None]
+    )
+    assert good.useful and weak.useful
+    assert good.knows_movers and not weak.knows_movers
+    blind = flow_depth.fit_prior(depth, np.full_like(depth, 9.0), depth + 0.3, truth, obs)
+    assert blind.useful and blind.knows_movers  # nothing says otherwise
+    assert not flow_depth.fit_prior(depth, variance, None, truth, obs).knows_movers
+
+
 def test_pairs_hold_the_scale_of_frames_without_parallax():
     truth, obs = flow_scene.exact_problem(5)
     flat = dataclasses.replace(truth, log_rho=np.full_like(truth.log_rho, np.log(0.5)))
@@ -62,7 +79,7 @@ def test_depth_follows_the_measurement_or_the_prior():
     lattice = (8, 10)
     rng = np.random.default_rng(3)
     prior = 0.2 * rng.normal(size=(1, 80))
-    fitted = flow_depth.FittedPrior(prior, sigma=0.3, useful=True)
+    fitted = flow_depth.FittedPrior(prior, sigma=0.3, useful=True, knows_movers=True)
     measured = prior + 0.5
     bright = np.zeros((1, *lattice), np.float32)
     sure = flow_depth.regularise(measured, np.full((1, 80), 1e-4), fitted, bright, lattice)
