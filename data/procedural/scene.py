@@ -28,7 +28,8 @@ class SceneOptions:
 
     table_top, outdoor: shares of these places, the rest are rooms. moving: share of scenes with
     free movers; walker: share of those (never on table-tops) with a walking figure. texture:
-    contrast of textures, 1 = as drawn, 0 = plain.
+    contrast of textures, 1 = as drawn, 0 = plain. faded: share of scenes whose textures have only
+    a part of that contrast, uniform.
     """
 
     table_top: float = 0.45
@@ -36,6 +37,7 @@ class SceneOptions:
     moving: float = 0.8
     walker: float = 0.6
     texture: float = 1.0
+    faded: float = 0.0
     camera: cameras.CameraOptions = cameras.CameraOptions()
 
 
@@ -106,7 +108,7 @@ def sample_scene(key: jax.Array, options: SceneOptions = SceneOptions()) -> Scen
         half=place.half,
         centre=place.centre,
         outdoor=place.outdoor,
-        surfaces=_sample_surfaces(key_look, scale, place.outdoor, options.texture),
+        surfaces=_sample_surfaces(key_look, scale, place.outdoor, _contrast(key_look, options)),
         light=_sample_light(key_light, place.outdoor),
         camera=cameras.sample_path(
             jax.random.fold_in(key_camera, 1), start, target, low, high, options.camera
@@ -136,6 +138,12 @@ def _viewpoint(key, place):
     start = jnp.where(place.table_top, above, across)
     target = jnp.where(place.table_top, on_table, across_target)
     return jnp.clip(start, low, high), target, low, high
+
+
+def _contrast(key, options):
+    draw = Draws(jax.random.fold_in(key, 1), 4)
+    part = jnp.where(draw.uniform(0.0, 1.0) < options.faded, draw.uniform(0.0, 1.0), 1.0)
+    return options.texture * part
 
 
 def _sample_surfaces(key, scale, outdoor, contrast):

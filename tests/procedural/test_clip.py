@@ -1,9 +1,10 @@
 """The truth of a rendered clip agrees with itself and with the colours."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from data.procedural import clip, layout, noise, textures
+from data.procedural import clip, layout, noise, scene, textures
 
 
 def _pixels(height, width):
@@ -158,6 +159,16 @@ def test_what_is_drawn(scenes):
     assert (drawn.scale > 0).all() and np.isfinite(drawn.position).all()
     moving = drawn.motion.moving
     assert not moving[:, : layout.MOVERS.start].any() and moving[:, layout.MOVERS.start :].all()
+
+
+def test_some_scenes_fade(scenes):
+    options = scene.SceneOptions(faded=0.5)
+    keys = jax.vmap(jax.random.key)(jnp.arange(400).at[0].set(1))
+    draw = jax.jit(jax.vmap(lambda key: scene.sample_scene(key, options)))
+    contrast = np.asarray(draw(keys).surfaces.contrast)
+    assert 0.4 < (contrast < 1).mean() < 0.6
+    assert contrast.min() >= 0 and 0.4 < contrast[contrast < 1].mean() < 0.6
+    assert (scenes[1].surfaces.contrast == 1).all()  # by default none does
 
 
 def test_evaluation_textures_are_unseen():
