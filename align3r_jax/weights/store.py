@@ -265,7 +265,8 @@ def _write(
     with folder_lib.written_at_once(directory, size) as hidden:
         hidden.mkdir()
         if packed:
-            safetensors_numpy.save_file(flat, hidden / folder_lib.PACKED_FILE)
+            # Not `save_file`, whose files nobody but their owner may read.
+            (hidden / folder_lib.PACKED_FILE).write_bytes(safetensors_numpy.save(flat))
         else:
             tree = traverse_util.unflatten_dict(flat, sep="/")
             ocp.save_checkpointables(

@@ -86,6 +86,8 @@ def test_half_precision_is_kept_and_float16_widened(params, tmp_path):
     store.save(tmp_path / "bf16", rounded, CONFIG)
     assert_same(store.load(tmp_path / "bf16").params, rounded, jnp.bfloat16)
     store.save_shipped(tmp_path / "small", params, CONFIG)
+    modes = {file.stat().st_mode for file in (tmp_path / "small").iterdir()}
+    assert len(modes) == 1, "whoever may read the settings may read the weights"
     half = jax.tree.map(lambda x: x.astype(np.float16), params)
     loaded = store.load(tmp_path / "small")
     assert_same(loaded.params, half, np.float32)
