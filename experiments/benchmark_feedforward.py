@@ -3,9 +3,10 @@
     python -m experiments.benchmark_feedforward [--clips=desk,room] [--output=real_time.json]
 
 The clips, the truth and the user's noisy prior are those of `experiments.benchmark_accuracy`. The
-real-time mode sees the frames one after the other and never looks back. `oracle` takes the pairs
-from the truth plus noise (`data.procedural.oracle`) instead of flow: what is lost there is lost by
-not aligning. CPU-seconds are those of the process, without compiling (the first three frames).
+real-time mode sees the frames one after the other and never looks back. `default` has the prior
+that it takes by itself, `plane` none, `user` a user's. `oracle` takes the pairs from the truth plus
+noise (`data.procedural.oracle`) instead of flow: what is lost there is lost by not aligning.
+CPU-seconds are those of the process, without compiling (the first three frames).
 """
 
 from __future__ import annotations
@@ -35,9 +36,11 @@ from experiments import cli
 OUTPUT = flags.DEFINE_string("output", None, "Also write all numbers as JSON here. Default: no.")
 CLIPS = flags.DEFINE_list("clips", None, "Names of clips; default: all.")
 CASES = flags.DEFINE_list(
-    "cases", ["none", "user", "oracle"], "No prior, the user's prior, or pairs from the truth."
-)
+    "cases", ["default", "plane", "user", "oracle"],
+    "The prior that is taken by default, none, the user's prior, or pairs from the truth.",
+)  # fmt: skip
 ALIGNED = flags.DEFINE_bool("aligned", True, "Run the aligned mode on the same clips too.")
+_PRIOR_OF = {"default": "auto", "plane": "plane", "user": "auto", "oracle": "none"}
 _PRIOR_SEED = 7  # as `experiments.benchmark_accuracy`
 _COMPILING = 3  # frames
 _MEASURES = ("ATE / standing", "rotation / standing", "Abs Rel", "mask IoU", "focal / true")
@@ -61,11 +64,15 @@ def measures(scores: dict[str, float]) -> list[float]:
 
 
 def real_time(
-    clip: ProceduralClip, prior: DepthPrior | None, predictor: Predictor | None
+    clip: ProceduralClip, spec: str, prior: DepthPrior | None, predictor: Predictor | None
 ) -> dict[str, float]:
-    """Returns the scores of the real-time mode, and `cpu_seconds_per_frame`."""
+    """Returns the scores of the real-time mode, and `cpu_seconds_per_frame`.
+
+    spec: of the prior (`config.prior`), where none is given.
+    """
     frames = frames_of(clip)
-    config = ReconstructConfig(pairs=PairConfig(mode="feedforward"))
+    config = ReconstructConfig(prior=spec, pairs=PairConfig(mode="feedforward"))
+    _, prior_of = run.prior_maker(config, None, None, lambda sentence: None)
     engine: engines.Engine
     if predictor is None:
         source = optical_flow.make_source(config.flow, frames)
@@ -75,8 +82,11 @@ def real_time(
         engine = engines.predictor_engine(predictor, state, frames.num_frames, config)
     results, seconds = [], []
     for index, image in enumerate(frames.images):
-        given = None if prior is None else run.prior_of_frame(prior, index)
         begun = time.process_time()
+        if prior is None:
+            given = prior_of(run.of_frame(frames, index), None)
+        else:
+            given = run.prior_of_frame(prior, index)
         results.append(engine.push(image, given))
         seconds.append(time.process_time() - begun)
     scores = score_lib.score(run.to_scene(results, frames), clip)
@@ -90,10 +100,10 @@ def real_time(
 
 
 def aligned(
-    clip: ProceduralClip, prior: DepthPrior | None, predictor: Predictor | None
+    clip: ProceduralClip, spec: str, prior: DepthPrior | None, predictor: Predictor | None
 ) -> dict[str, float]:
     """Returns the same of the aligned mode with default settings; compiling is in its seconds."""
-    config = ReconstructConfig(flow=FlowConfig())
+    config = ReconstructConfig(prior=spec, flow=FlowConfig())
     begun = time.process_time()
     scene = pipeline.reconstruct(frames_of(clip), prior=prior, predictor=predictor, config=config)
     spent = time.process_time() - begun
@@ -121,9 +131,8 @@ def table(scores: dict[str, dict[str, dict[str, float]]]) -> str:
 def main(argv: Sequence[str]) -> None:
     del argv
     names = CLIPS.value or list(benchmark.names())
-    unknown = sorted(set(CASES.value) - {"none", "user", "oracle"})
-    if unknown:
-        raise UserError(f"--cases={','.join(CASES.value)}: expected none, user, oracle.")
+    if set(CASES.value) - set(_PRIOR_OF):
+        raise UserError(f"--cases={','.join(CASES.value)}: expected {', '.join(_PRIOR_OF)}.")
     found: dict[str, dict[str, dict[str, dict[str, float]]]] = {case: {} for case in CASES.value}
     for name in tqdm(names, desc="clips"):
         clip = benchmark.render(name)
@@ -131,9 +140,10 @@ def main(argv: Sequence[str]) -> None:
         for case, by_clip in found.items():
             prior = noisy_prior(clip, _PRIOR_SEED + number) if case == "user" else None
             predictor = oracle.OraclePredictor(clip) if case == "oracle" else None
-            by_clip[name] = {"real time": real_time(clip, prior, predictor)}
+            spec = _PRIOR_OF[case]
+            by_clip[name] = {"real time": real_time(clip, spec, prior, predictor)}
             if ALIGNED.value:
-                by_clip[name]["aligned"] = aligned(clip, prior, predictor)
+                by_clip[name]["aligned"] = aligned(clip, spec, prior, predictor)
             tqdm.write(f"{name}, {case}: {by_clip[name]}")
     print(f"\nProcedural benchmark, version {benchmark.VERSION}")
     for case, by_clip in found.items():

@@ -105,12 +105,19 @@ class FlowPredictor:
 
     def limits(self, state: FlowState) -> tuple[str, ...]:
         """Returns what a reader of the result should know."""
+        knows = bool(state.prior_used) and state.prior_name not in ("none", "plane")
+        origin = "cameras and depth come from optical flow alone"
+        if knows:
+            origin = (
+                "cameras come from optical flow, depth from it and from the prior "
+                f"({state.prior_name})"
+            )
         said = [
-            "Predictor flow: cameras and depth come from optical flow alone, without learnt "
-            "weights; focal length and scale are estimates."
+            f"Predictor flow: {origin}, without weights of a pairwise network; focal length and "
+            "scale are estimates."
         ]
         parallax = float(np.median(state.parallax))
-        source = f"the prior's ({state.prior_name})" if state.prior_used else "a smooth guess"
+        source = f"the prior's ({state.prior_name})" if knows else "a smooth guess"
         if parallax < _LOW_PARALLAX_PX:
             said.append(
                 f"Low parallax (median {parallax:.1f} px): depth is {source}, and camera "

@@ -85,7 +85,7 @@ def test_the_summary_says_what_ran(result):
     assert summary["predictor"] == "flow"
     assert summary["weights"] is None
     assert summary["flow"] == "dis"
-    assert any("without learnt weights" in sentence for sentence in summary["limits"])
+    assert any("without weights of a pairwise" in sentence for sentence in summary["limits"])
     stages_run = [record["stage"] for record in summary["stages"]]
     assert stages_run[0] == "depth prior" and stages_run[-2:] == ["alignment", "scene"]
     assert all(record["peak_memory_mb"] > 0 for record in summary["stages"])
