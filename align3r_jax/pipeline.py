@@ -162,8 +162,7 @@ def reconstruct(
         ),
         keep=False,
     )
-    # That the scene disagrees with a plane, or with the shipped toy, says nothing of the scene.
-    known_depth = None if prior is None or prior.name in ("plane", "small") else prior.depth
+    known_depth = None if prior is None or prior.name in warnings.WEAK_PRIORS else prior.depth
     for finding in warnings.find(scene, known_depth, run.limits):
         run.limit(finding.sentence)
     return scene

@@ -43,10 +43,13 @@ def solve(
     together = [k for k, task in enumerate(tasks) if _kind(task) == _kind(tasks[0])]
     if len(together) < 2 or tasks[0].known is not None or tasks[0].config.solver != "adam":
         together = []
-    solved = dict(zip(together, _solve_stacked([tasks[k] for k in together], progress)))
-    alone = [k for k in range(len(tasks)) if k not in solved]
-    for count, k in enumerate(alone):
-        told = _part(progress, count, len(alone))
+    count = len(tasks)
+    told = _part(progress, 0, len(together), count)
+    solved = dict(zip(together, _solve_stacked([tasks[k] for k in together], told)))
+    for k in range(count):
+        if k in solved:
+            continue
+        told = _part(progress, len(solved), 1, count)
         if like is None or tasks[k].config.solver == "adam":
             solved[k] = align_lib.solve(tasks[k], told)
         else:
@@ -54,11 +57,13 @@ def solve(
     return [solved[k] for k in range(len(tasks))]
 
 
-def _part(progress: adam.Progress | None, index: int, count: int) -> adam.Progress | None:
-    """The progress of one of several tasks, as that of all."""
-    if progress is None:
-        return None
-    return lambda done, total, loss: progress(index * total + done, count * total, loss)
+def _part(
+    progress: adam.Progress | None, before: int, share: int, count: int
+) -> adam.Progress | None:
+    """The progress of `share` of `count` tasks, after `before` others, as that of all."""
+    if progress is None or share == count:
+        return progress
+    return lambda done, total, loss: progress(before * total + share * done, count * total, loss)
 
 
 def _kind(task: Task) -> tuple:

@@ -18,6 +18,8 @@ MIN_PARALLAX_PX = (
 )
 MIN_OVERLAP = 0.5  # of two neighbours; below, most of what one shows was never compared
 MAX_PRIOR_ERROR = 0.25  # Abs Rel; good monocular depth is at 0.05 to 0.1
+# Priors that know nothing, or little: that the scene disagrees with them says nothing of it.
+WEAK_PRIORS = frozenset({"plane", "small"})
 MAX_FOCAL_SPREAD = 0.1  # middle 90 % of the frames' focals, a share of their median
 MAX_MOVING = 0.5  # of a frame's pixels: cameras are found from the rest
 LOW_CONFIDENCE = 0.5  # confidence above 1, a share of what it usually is in the video
@@ -45,7 +47,7 @@ def find(
 ) -> list[Finding]:
     """Returns the warnings about a result, the gravest first; none about a good one.
 
-    prior_depth: (T, Hd, Wd) the depth prior if it is one that knows something (no plane).
+    prior_depth: (T, Hd, Wd) the depth prior if it is none of `WEAK_PRIORS`.
     said: sentences that readers get anyway, which are not said again.
     """
     return judge(measures_lib.measure(scene, prior_depth), said)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from align3r_jax.findings import measures
+from align3r_jax.findings import measures, warnings
 from align3r_jax.geometry import camera
 from align3r_jax.io import atomic, pointcloud, scene_folder
 from align3r_jax.structs import Scene
@@ -70,7 +70,8 @@ def render(
     flow_images = flow_images or {}
     if summary.get("prior") == "plane":  # knows nothing, there is nothing to see
         prior_depth = None
-    measured = measures.measure(scene, prior_depth)
+    is_weak = summary.get("prior") in warnings.WEAK_PRIORS
+    measured = measures.measure(scene, None if is_weak else prior_depth)
     panels = frame_player.panels(scene, prior_depth, flow_images)
     film = frame_player.make_film(panels, len(scene.names))
     meta, data = point_view.build(scene, rules or pointcloud.PointFilter(), film.frames)

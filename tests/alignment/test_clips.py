@@ -126,10 +126,11 @@ def test_gauss_newton_solves_ragged_clips_in_one_program():
     assert second_order._steps._cache_size() == before + 1
     assert reports == sorted(reports) and reports[-1] == (12, 12)
     for task, solved in zip(tasks, found):
-        alone = align_lib.solve(task)
         assert not solved.outcome.failed
-        np.testing.assert_allclose(
-            solved.outcome.trace["total"][-1], alone.outcome.trace["total"][-1], rtol=1e-3
-        )
-        assert solved.outcome.variables.log_depth.shape == alone.outcome.variables.log_depth.shape
+        assert solved.outcome.variables.log_depth.shape == (task.graph.num_frames, H, W)
         assert solved.pair_losses.shape == (task.graph.num_pairs,)
+    alone = align_lib.solve(tasks[1])
+    np.testing.assert_allclose(
+        found[1].outcome.trace["total"][-1], alone.outcome.trace["total"][-1], rtol=1e-3
+    )
+    np.testing.assert_allclose(found[1].pair_losses, alone.pair_losses, rtol=0.02)

@@ -212,6 +212,8 @@ def test_a_prior_that_disagrees_is_drawn_and_warned_of(scene):
     assert 'data-panel="prior"' in page and "Depth prior and alignment disagree" in page
     section = page.split('id="prior-title"')[1].split("</section>")[0]
     assert "More than 25 % in frame 1" in section and "<svg" in section
+    toy = report.render(scene, {"prior": "small"}, prior_depth=prior)  # expected of it
+    assert 'data-panel="prior"' in toy and "disagree" not in toy and 'id="prior-title"' not in toy
 
 
 def test_intrinsics_in_original_pixels_and_degrees_with_their_spread(scene):
