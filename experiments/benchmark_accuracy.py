@@ -16,7 +16,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 from absl import flags
 from tqdm import tqdm
@@ -27,7 +26,7 @@ from align3r_jax.errors import UserError
 from align3r_jax.evaluation import depth as depth_metrics
 from align3r_jax.evaluation import summary
 from align3r_jax.structs import DepthPrior
-from data.procedural import benchmark, noise
+from data.procedural import benchmark
 from data.procedural import score as score_lib
 from data.procedural.clip import ProceduralClip, frames_of
 from experiments import cli
@@ -39,15 +38,8 @@ STANDING = flags.DEFINE_bool(
     "standing", False, "Score the depth of a camera that stands still, with the default prior and "
     "with none.",
 )  # fmt: skip
-_PRIOR_SEED = 7
 _REPEATED, _NOISE = 6, 2.0  # frames; deviation of their noise in grey levels
 _SETTINGS = {"none": ("defaults", False), "user": ("user prior", True)}
-
-
-def noisy_prior(clip: ProceduralClip, seed: int) -> DepthPrior:
-    """Returns what a user's monocular network might give: no focal, every frame its own errors."""
-    depth = np.asarray(noise.noisy_prior(jax.random.key(seed), clip.depth, clip.instance))
-    return DepthPrior(depth, depth, None, "files")
 
 
 def score(clip: ProceduralClip, prior: DepthPrior | None) -> dict[str, float]:
@@ -114,10 +106,10 @@ def main(argv: Sequence[str]) -> None:
     settings = dict(_SETTINGS[name] for name in PRIORS.value)
     scores: dict[str, dict[str, dict[str, float]]] = {title: {} for title in settings}
     with tqdm(total=len(names) * len(settings), desc="clips") as progress:
-        for index, name in enumerate(names):
+        for name in names:
             clip = benchmark.render(name)
             for title, with_prior in settings.items():
-                prior = noisy_prior(clip, _PRIOR_SEED + index) if with_prior else None
+                prior = benchmark.user_prior(clip, name) if with_prior else None
                 scores[title][name] = score(clip, prior)
                 progress.update()
     print(f"\nProcedural benchmark, version {benchmark.VERSION}")

@@ -16,7 +16,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 from absl import flags
 from tqdm import tqdm
@@ -28,7 +27,7 @@ from align3r_jax.feedforward import engines, run
 from align3r_jax.predictors.protocol import Predictor
 from align3r_jax.priors import optical_flow
 from align3r_jax.structs import DepthPrior
-from data.procedural import benchmark, noise, oracle
+from data.procedural import benchmark, oracle
 from data.procedural import score as score_lib
 from data.procedural.clip import ProceduralClip, frames_of
 from experiments import cli
@@ -41,15 +40,8 @@ CASES = flags.DEFINE_list(
 )  # fmt: skip
 ALIGNED = flags.DEFINE_bool("aligned", True, "Run the aligned mode on the same clips too.")
 _PRIOR_OF = {"default": "auto", "plane": "plane", "user": "auto", "oracle": "none"}
-_PRIOR_SEED = 7  # as `experiments.benchmark_accuracy`
 _COMPILING = 3  # frames
 _MEASURES = ("ATE / standing", "rotation / standing", "Abs Rel", "mask IoU", "focal / true")
-
-
-def noisy_prior(clip: ProceduralClip, seed: int) -> DepthPrior:
-    """Returns what a user's monocular network might give: no focal, every frame its own errors."""
-    depth = np.asarray(noise.noisy_prior(jax.random.key(seed), clip.depth, clip.instance))
-    return DepthPrior(depth, depth, None, "files")
 
 
 def measures(scores: dict[str, float]) -> list[float]:
@@ -136,9 +128,8 @@ def main(argv: Sequence[str]) -> None:
     found: dict[str, dict[str, dict[str, dict[str, float]]]] = {case: {} for case in CASES.value}
     for name in tqdm(names, desc="clips"):
         clip = benchmark.render(name)
-        number = benchmark.names().index(name)
         for case, by_clip in found.items():
-            prior = noisy_prior(clip, _PRIOR_SEED + number) if case == "user" else None
+            prior = benchmark.user_prior(clip, name) if case == "user" else None
             predictor = oracle.OraclePredictor(clip) if case == "oracle" else None
             spec = _PRIOR_OF[case]
             by_clip[name] = {"real time": real_time(clip, spec, prior, predictor)}

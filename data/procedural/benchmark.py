@@ -24,11 +24,12 @@ import jax
 import numpy as np
 
 from align3r_jax.errors import UserError
-from data.procedural import cameras, clip, motion, scene, sensor, textures
+from align3r_jax.structs import DepthPrior
+from data.procedural import cameras, clip, motion, noise, scene, sensor, textures
 
 VERSION = 2
 FRAMES, HEIGHT, WIDTH, RATE = 16, 192, 256, 10  # frames per second
-_SEED = 8_000_009
+_SEED, _PRIOR_SEED = 8_000_009, 7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,3 +133,11 @@ def clips(**changes) -> Iterator[tuple[str, clip.ProceduralClip]]:
     bank = textures.make_bank(textures.EVALUATION_SEED)
     for name in names():
         yield name, render(name, bank=bank, **changes)
+
+
+def user_prior(rendered: clip.ProceduralClip, name: str) -> DepthPrior:
+    """Returns what a user's monocular network might give of a clip: no focal, and every frame has
+    errors of its own (`noise.noisy_prior`)."""
+    key = jax.random.key(_PRIOR_SEED + names().index(name))
+    depth = np.asarray(noise.noisy_prior(key, rendered.depth, rendered.instance))
+    return DepthPrior(depth, depth, None, "files")
